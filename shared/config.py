@@ -1,0 +1,293 @@
+"""Settings: one YAML file plus environment variables, validated once at start and immutable afterwards."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from shared.errors import ConfigError
+from shared.registry import SPECIFICATION_MODELS, Registration
+
+ENV_PREFIX = "ORCH_"
+RESERVED_ENV = frozenset({"ORCH_CONFIG", "ORCH_HOST_NAME", "ORCH_INSTANCE"})
+"""Variables with the prefix that are no settings: file path, GPU host's name, process's name."""
+
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Celsius = Annotated[float, Field(gt=0, le=150)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RedisSettings(Section):
+    """Where Redis is; without ``url`` the services use the one that ``make up`` embeds on 127.0.0.1:6390."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^(rediss?|unix)://")] | None = None
+    namespace: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_{}.-]{1,64}$")] = "orch"
+    embedded_port: Port = 6390
+
+    @property
+    def effective_url(self) -> str:
+        return self.url or f"redis://127.0.0.1:{self.embedded_port}/0"
+
+
+class ApiSettings(Section):
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    max_body_bytes: Annotated[int, Field(ge=1024, le=512 * 2**20)] = 8 * 2**20
+    max_wait_s: Seconds = 300.0
+
+
+class GpuSettings(Section):
+    source: Literal["auto", "nvml", "simulated", "none"] = "auto"
+    reserve_gb: Annotated[float, Field(ge=0)] = 3.0
+    interval_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+
+
+class GpuOverride(Section):
+    id: str | int
+    reserve_gb: Annotated[float, Field(ge=0)] | None = None
+
+
+class BackendSettings(Section):
+    host: str = "127.0.0.1"
+    """Completes registrations given by port alone."""
+
+
+class RouterSettings(Section):
+    lease_s: Annotated[float, Field(ge=0.5, le=600)] = 30.0
+    poll_s: Seconds = 1.0
+    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
+    connect_timeout_s: Seconds = 3.0
+    idle_timeout_s: Seconds = 60.0
+    """Longest silence of a backend, before or between bytes."""
+    drain_s: Annotated[float, Field(ge=0, le=3600)] = 8.0
+    retry_base_s: Seconds = 0.5
+    retry_cap_s: Seconds = 30.0
+
+
+class QueueSettings(Section):
+    bound: Annotated[int, Field(ge=1)] = 10_000
+    priority_step_s: Annotated[float, Field(ge=0)] = 30.0
+    caller_spacing_s: Annotated[float, Field(ge=0)] = 1.0
+
+
+class JobSettings(Section):
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    retention_s: Annotated[float, Field(gt=0)] = 86_400.0
+    max_request_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
+    max_result_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
+
+
+class HistorySettings(Section):
+    """Entries kept per stream (approximately, Redis trims by node of 100)."""
+
+    requests: Annotated[int, Field(ge=100)] = 10_000
+    events: Annotated[int, Field(ge=100)] = 50_000
+    decisions: Annotated[int, Field(ge=100)] = 10_000
+    gpu_samples: Annotated[int, Field(ge=100)] = 10_000
+    backend_samples: Annotated[int, Field(ge=100)] = 10_000
+    dead: Annotated[int, Field(ge=100)] = 10_000
+    control: Annotated[int, Field(ge=100)] = 10_000
+
+
+class MemoryThresholds(Section):
+    """Upper bounds of the levels, as shares of memory; from ``critical`` on nothing is admitted."""
+
+    low: Ratio = 0.50
+    normal: Ratio = 0.70
+    high: Ratio = 0.85
+    critical: Ratio = 0.95
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.normal < self.high < self.critical:
+            raise ValueError("must rise: low < normal < high < critical")
+        return self
+
+
+class ThermalThresholds(Section):
+    """Bounds in degrees Celsius: normal below ``normal``, throttling above ``warning``, then critical."""
+
+    normal: Celsius = 65.0
+    warning: Celsius = 80.0
+    throttling: Celsius = 85.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.normal < self.warning < self.throttling:
+            raise ValueError("must rise: normal < warning < throttling")
+        return self
+
+
+class SimulatorSettings(Section):
+    """Upper bounds of the levels, as shares of memory; from ``critical`` on nothing is admitted."""
+
+    port: Port = 8090
+    """Control port: state of the simulated GPU, faults, speeds."""
+    gpu_name: str = "Simulated NVIDIA GeForce RTX 3090"
+    memory_total_gb: Annotated[float, Field(gt=0)] = 24.0
+    foreign_gb: Annotated[float, Field(ge=0)] = 0.6
+    load_s: Annotated[float, Field(ge=0)] = 1.0
+    speedup: Annotated[float, Field(gt=0)] = 1.0
+    """Divides every simulated duration."""
+
+
+class LogSettings(Section):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    dir: str = "data/logs"
+
+
+class Settings(Section):
+    """Bounds in degrees Celsius: normal below ``normal``, throttling above ``warning``, then critical."""
+
+    redis: RedisSettings = RedisSettings()
+    api: ApiSettings = ApiSettings()
+    gpu: GpuSettings = GpuSettings()
+    gpus: tuple[GpuOverride, ...] = ()
+    models: tuple[Registration, ...] = ()
+    backends: BackendSettings = BackendSettings()
+    router: RouterSettings = RouterSettings()
+    queue: QueueSettings = QueueSettings()
+    jobs: JobSettings = JobSettings()
+    history: HistorySettings = HistorySettings()
+    memory_thresholds: MemoryThresholds = MemoryThresholds()
+    thermal_thresholds: ThermalThresholds = ThermalThresholds()
+    simulator: SimulatorSettings = SimulatorSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _unique_models(self) -> Self:
+        names = [model.name for model in self.models]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"models: {', '.join(doubled)} is registered twice: names must differ")
+        return self
+
+    @property
+    def registrations(self) -> tuple[Registration, ...]:
+        """The models of the file, or the specification's three (simulated) where it names none."""
+        models = self.models or SPECIFICATION_MODELS
+        return tuple(model.model_copy(update={"source": "file"}) for model in models)
+
+    @property
+    def simulates(self) -> bool:
+        """Whether the simulator has anything to serve."""
+        return any(model.simulated for model in self.registrations)
+
+
+def host_name(environ: Mapping[str, str]) -> str:
+    """The name of this GPU host: ``ORCH_HOST_NAME``, else the machine's."""
+    return environ.get("ORCH_HOST_NAME") or socket.gethostname().split(".")[0] or "localhost"
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read the settings of this process.
+
+    Raises ``ConfigError`` whose message names the key, the value and what is allowed.
+    """
+    data: dict[str, Any] = {}
+    path = environ.get("ORCH_CONFIG")
+    if path:
+        data = _read_file(Path(path))
+    _overlay(data, environ)
+    return parse(data, path or "environment")
+
+
+def parse(data: Mapping[str, Any], origin: str) -> Settings:
+    """Validate a mapping as settings; ``origin`` names it in the error."""
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("; ".join(f"{origin}: {_explain(item)}" for item in error.errors())) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}): set CONFIG to a readable file"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"{path}: is not YAML: {detail}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections such as 'redis:' and 'models:'")
+    return data
+
+
+def _overlay(data: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Put ``ORCH_SECTION__KEY`` variables over the file's values; a value that is JSON counts as such."""
+    for name, raw in sorted(environ.items()):
+        if not name.startswith(ENV_PREFIX) or name in RESERVED_ENV:
+            continue
+        path = name[len(ENV_PREFIX) :].lower().split("__")
+        section = data
+        for step in path[:-1]:
+            inner = section.setdefault(step, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{name}: '{step}' is not a section")
+            section = inner
+        section[path[-1]] = _env_value(raw)
+
+
+def _env_value(raw: str) -> Any:
+    if raw[:1] in ("[", "{"):
+        try:
+            return json.loads(raw)
+        except ValueError:
+            return raw
+    return raw
+
+
+def _explain(item: Any) -> str:
+    path = ".".join(str(step) for step in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key '{path}'{_nearest(item['loc'])}"
+    allowed = item["msg"].removeprefix("Value error, ")
+    shown = "" if item["type"] in ("missing", "value_error") else f" = {item['input']!r}"
+    return f"{path or 'settings'}{shown}: {allowed}"
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    known = list(_fields_at(loc[:-1]))
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+    return f": did you mean '{close[0]}'?" if close else f": known here are {', '.join(known)}"
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> Mapping[str, Any]:
+    model: type[BaseModel] = Settings
+    for step in loc:
+        if step == "models":
+            return Registration.model_fields
+        if step == "gpus":
+            return GpuOverride.model_fields
+        field = model.model_fields.get(str(step))
+        if field is None or not isinstance(field.annotation, type):
+            break
+        if issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return model.model_fields

@@ -1,0 +1,140 @@
+"""A job as a caller asks for it: the fields of POST /v1/jobs and of a hand-written XADD, validated once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from shared.config import JobSettings
+from shared.errors import InvalidRequest
+from shared.states import Mode
+
+AUTO = "auto"
+ANY_AGENT = "*"
+_CHARS_PER_TOKEN = 4
+"""Rule of thumb for English text; an estimate of prompt tokens only ranks, it never refuses."""
+_NESTED = ("messages", "metadata", "params", "stop", "logit_bias", "response_format", "tools")
+
+Caller = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Sampling = Annotated[float, Field(ge=0, le=100)]
+
+
+class JobRequest(BaseModel):
+    """What to run and how urgently. Exactly one of ``prompt`` and ``messages``.
+
+    ``params`` passes further sampling parameters to the backend untouched. ``deadline_s`` counts from
+    acceptance. ``priority`` 9 is most urgent. Defaults that depend on the configuration are None here.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
+    messages: Annotated[list[dict[str, JsonValue]], Field(min_length=1)] | None = None
+    model: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    agent_type: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    priority: Annotated[int, Field(ge=0, le=9)] | None = None
+    mode: Mode | None = None
+    prefer_llama_cpp: bool = False
+    min_context_tokens: Annotated[int, Field(ge=0, le=100_000_000)] = 0
+    fallback: bool | None = None
+    deadline_s: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    caller: Caller | None = None
+    metadata: dict[str, JsonValue] | None = None
+    temperature: Sampling | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    params: dict[str, JsonValue] | None = None
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give exactly one of 'prompt' (text) and 'messages' (a list of {role, content})")
+        for message in self.messages or ():
+            if not isinstance(message.get("role"), str):
+                raise ValueError("messages: every message needs a 'role' such as \"user\"")
+        clash = sorted(_RESERVED_PARAMS & set(self.params or ()))
+        if clash:
+            raise ValueError(f"params: {', '.join(clash)} is set by the orchestrator: leave it out")
+        return self
+
+    @property
+    def named_model(self) -> str | None:
+        """The model that the caller insists on, None for any."""
+        return None if self.model in (None, AUTO) else self.model
+
+    @property
+    def target(self) -> str:
+        """The queue it waits in: the model's name, or ``auto:<agent type>`` (``auto:*`` without one)."""
+        return self.named_model or f"{AUTO}:{self.agent_type or ANY_AGENT}"
+
+    @property
+    def wants_fallback(self) -> bool:
+        """Whether another model will do; the default where no model is named."""
+        return self.fallback if self.fallback is not None else self.named_model is None
+
+    @property
+    def prompt_tokens_estimate(self) -> int:
+        text = self.prompt if self.prompt is not None else json.dumps(self.messages, ensure_ascii=False)
+        return max(1, len(text) // _CHARS_PER_TOKEN)
+
+    def backend_body(self, defaults: JobSettings) -> dict[str, JsonValue]:
+        """The request as an OpenAI-compatible backend takes it, without ``model`` and ``stream``."""
+        body: dict[str, JsonValue] = dict(self.params or {})
+        if self.prompt is not None:
+            body["prompt"] = self.prompt
+        else:
+            body["messages"] = list(self.messages or [])
+        body["max_tokens"] = self.max_tokens or defaults.max_tokens
+        for name in ("temperature", "top_p", "stop", "seed"):
+            value = getattr(self, name)
+            if value is not None:
+                body[name] = value
+        return body
+
+
+_RESERVED_PARAMS = frozenset({"prompt", "messages", "model", "stream", "stream_options", "max_tokens", "n"})
+
+
+def parse_job(data: Any) -> JobRequest:
+    """Validate a decoded JSON body; raises ``InvalidRequest`` naming the first wrong field."""
+    if not isinstance(data, dict):
+        raise InvalidRequest("", 'the body must be a JSON object such as {"prompt": "hi"}')
+    try:
+        return JobRequest.model_validate(data)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def parse_entry(fields: Mapping[str, str]) -> JobRequest:
+    """Validate the flat fields of a stream entry: nested ones are JSON, unknown ones are ignored."""
+    data: dict[str, Any] = {name: fields[name] for name in JobRequest.model_fields if name in fields}
+    for name in _NESTED:
+        raw = data.get(name)
+        if raw is not None and (name != "stop" or raw[:1] == "["):
+            try:
+                data[name] = json.loads(raw)
+            except ValueError:
+                raise InvalidRequest(name, "is not JSON") from None
+    return parse_job(data)
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    item = error.errors()[0]
+    path = ".".join(str(step) for step in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return InvalidRequest(path, f"is not a field of a job; known: {', '.join(JobRequest.model_fields)}")
+    return InvalidRequest(path, str(item["msg"]).removeprefix("Value error, "))

@@ -1,0 +1,120 @@
+"""Every Redis key name, once: Python formats them from here and the Lua prelude is generated from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+STATIC: dict[str, str] = {
+    "gpu_samples": "gpu:samples",
+    "backend_samples": "backend:samples",
+    "gpus": "gpus",
+    "requests": "jobs:requests",
+    "events": "jobs:events",
+    "decisions": "decisions",
+    "dead": "jobs:dead",
+    "targets": "jobs:targets",
+    "holds": "jobs:holds",
+    "delayed": "jobs:delayed",
+    "leases": "jobs:leases",
+    "live": "jobs:live",
+    "index": "jobs:index",
+    "models": "models",
+    "control": "control",
+    "services": "services",
+}
+"""Names without a variable part, below the namespace."""
+
+PATTERNS: dict[str, str] = {
+    "gpu": "gpu:{}",
+    "gpu_level": "gpu:{}:level",
+    "placement": "placement:{}",
+    "ready": "jobs:ready:{}",
+    "caller": "jobs:caller:{}",
+    "ended": "jobs:ended:{}",
+    "job": "job:{}",
+    "request": "job:{}:request",
+    "result": "job:{}:result",
+    "model": "model:{}",
+    "idempotency": "idempotency:{}",
+}
+"""Names with one variable part (a GPU id ``host/index``, a target, a job id, a model name, ...)."""
+
+PERMANENT: frozenset[str] = frozenset(STATIC) | {"gpu_level", "placement", "model"}
+"""Keys that may live without a TTL; every other key must carry one (``ready`` empties itself).
+
+``job`` and ``request`` carry a TTL from the moment their job ends; ``ready`` exists only while jobs wait.
+"""
+
+ROUTER_GROUP = "router"
+"""The consumer group on the request stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names of one namespace (``redis.namespace``; for Redis Cluster a hash tag such as ``{orch}``)."""
+
+    namespace: str = "orch"
+    _static: dict[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        names = {name: f"{self.namespace}:{suffix}" for name, suffix in STATIC.items()}
+        object.__setattr__(self, "_static", names)
+
+    def static(self, name: str) -> str:
+        """The full key of a name in ``STATIC``."""
+        return self._static[name]
+
+    def of(self, name: str, part: str) -> str:
+        """The full key of a name in ``PATTERNS`` with its variable part."""
+        return f"{self.namespace}:{PATTERNS[name].format(part)}"
+
+    @property
+    def requests(self) -> str:
+        return self._static["requests"]
+
+    @property
+    def events(self) -> str:
+        return self._static["events"]
+
+    @property
+    def decisions(self) -> str:
+        return self._static["decisions"]
+
+    @property
+    def dead(self) -> str:
+        return self._static["dead"]
+
+    @property
+    def gpu_samples(self) -> str:
+        return self._static["gpu_samples"]
+
+    @property
+    def backend_samples(self) -> str:
+        return self._static["backend_samples"]
+
+    @property
+    def control(self) -> str:
+        return self._static["control"]
+
+    @property
+    def models(self) -> str:
+        return self._static["models"]
+
+    @property
+    def services(self) -> str:
+        return self._static["services"]
+
+    def job(self, job_id: str) -> str:
+        return self.of("job", job_id)
+
+    def request(self, job_id: str) -> str:
+        return self.of("request", job_id)
+
+    def result(self, job_id: str) -> str:
+        return self.of("result", job_id)
+
+    def ready(self, target: str) -> str:
+        return self.of("ready", target)
+
+    def model(self, name: str) -> str:
+        return self.of("model", name)

@@ -1,0 +1,75 @@
+"""What is known of a model before it is measured: one registration, as the file and Redis hold it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from shared.states import BackendType
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
+AgentType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Registration(BaseModel):
+    """A model as somebody registered it; what is left out is discovered from its backend.
+
+    ``vram_gb`` is in GB of 2^30 bytes; ``tokens_per_second`` is output speed of one request alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    backend: BackendType = BackendType.LLAMA_CPP
+    vram_gb: Annotated[float, Field(ge=0, le=4096)] | None = None
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$")] | None = None
+    host: str | None = None
+    """The GPU host whose monitor probes it; left out: any monitor's own host."""
+    serves: tuple[Name, ...] = ()
+    upstream_name: str | None = None
+    api_key_env: str | None = None
+    context_tokens: Annotated[int, Field(ge=1)] | None = None
+    slots: Annotated[int, Field(ge=1, le=1024)] | None = None
+    agent_types: tuple[AgentType, ...] = ()
+    gpu: str | int | None = None
+    pin: bool = False
+    preload: bool = False
+    ttl_s: Annotated[float, Field(gt=0)] | None = None
+    command: str | None = None
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = None
+    simulated: bool = False
+    source: Literal["file", "http"] = "http"
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.port is None and self.url is None:
+            raise ValueError(f"model {self.name!r} has neither 'port' nor 'url': give one of them")
+        return self
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """The public names that this registration answers to (its own unless ``serves`` says others)."""
+        return self.serves or (self.name,)
+
+    def base_url(self, backends_host: str) -> str:
+        """Where its server listens, without a trailing slash; ``backends_host`` completes a bare port."""
+        return (self.url or f"http://{backends_host}:{self.port}").rstrip("/")
+
+
+SPECIFICATION_MODELS: tuple[Registration, ...] = (
+    Registration(
+        name="tiny-llama-1b", vram_gb=2.3, port=8080, agent_types=("Chat",),
+        slots=4, context_tokens=4096, tokens_per_second=200, source="file", simulated=True,
+    ),
+    Registration(
+        name="bi-medix2", vram_gb=6.5, port=8081, agent_types=("Chat", "MedicalQA"),
+        slots=4, context_tokens=4096, source="file", simulated=True,
+    ),
+    Registration(
+        name="openins-llama3-8b", vram_gb=7.8, port=8084, agent_types=("Chat", "Insurance"),
+        slots=4, context_tokens=4096, source="file", simulated=True,
+    ),
+)  # fmt: skip
+"""The specification's three default models, served by the simulator where no models are configured."""

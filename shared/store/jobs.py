@@ -1,0 +1,269 @@
+"""The life of a job in Redis: one typed call per transition, each backed by one replay-safe script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared.config import HistorySettings
+from shared.keys import ROUTER_GROUP, Keys
+from shared.states import FINAL_STATES, JobState
+from shared.store.client import translating
+from shared.store.records import (
+    AdmitOutcome,
+    CancelOutcome,
+    Claimed,
+    ClaimOrder,
+    ClaimOutcome,
+    FailOutcome,
+    Failure,
+    FinishOutcome,
+    HoldOutcome,
+    JobRecord,
+    NewJob,
+    RejectOutcome,
+    RenewOutcome,
+    SubmitOutcome,
+    Submitted,
+)
+from shared.store.scripts import Scripts
+
+_RAW_FIELD_CAP = 2_000
+"""Characters of one raw field kept in the dead-letter stream: enough to recognise it, not to fill Redis."""
+_PAGE = 200
+
+KEPT_HOLD_CODES = ("model_busy", "gpu_busy", "claimed_busy")
+"""Hold reasons that stay true for the rest of a queue after its head was taken."""
+
+
+class JobStore:
+    """Transitions and reads of jobs; raises ``StoreUnavailable`` when Redis can't serve now."""
+
+    def __init__(
+        self, redis: Redis, keys: Keys, history: HistorySettings | None = None, retention_s: float = 86_400.0
+    ) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._scripts = Scripts(redis, keys, history or HistorySettings(), retention_s)
+
+    async def submit(
+        self, job: NewJob, *, bound: int, idempotency: str | None = None, digest: str = ""
+    ) -> Submitted:
+        """Accept a job unless ``bound`` jobs already wait. ``job.id`` doubles as the nonce of a replay.
+
+        ``idempotency`` is a hashed client key, ``digest`` the hash of the request that it stands for.
+        """
+        order: dict[str, Any] = {**_new_job(job), "bound": bound}
+        if idempotency is not None:
+            order |= {"idempotency": idempotency, "digest": digest}
+        outcome, job_id, rate = await self._run("submit", json.dumps(order), job.body)
+        return Submitted(SubmitOutcome(outcome), job_id, float(rate))
+
+    async def admit_known(self, entry_id: str, job_id: str) -> tuple[AdmitOutcome, str]:
+        """Ack the intake entry of a job that ``submit`` accepted; an unknown one goes to the dead letters."""
+        return await self._admit({"entry": entry_id, "job_id": job_id}, b"")
+
+    async def admit_new(
+        self, entry_id: str, job: NewJob, *, bound: int, raw: str
+    ) -> tuple[AdmitOutcome, str]:
+        """Accept a job that somebody XADDed by hand, and ack its entry, in one step."""
+        order = {"entry": entry_id, "create": {**_new_job(job), "bound": bound}, "raw": raw}
+        return await self._admit(order, job.body)
+
+    async def admit_dead(self, entry_id: str, reason: str, fields: Mapping[str, str]) -> None:
+        """Move an entry that can't be read to the dead letters, with the reason and what it said."""
+        await self._admit({"entry": entry_id, "reason": reason, "raw": raw_fields(fields)}, b"")
+
+    async def claim(self, order: ClaimOrder) -> Claimed:
+        """Start an attempt if everything that the decision assumed still holds."""
+        reply = await self._run(
+            "claim",
+            json.dumps(
+                {
+                    "id": order.job_id,
+                    "nonce": order.nonce,
+                    "router": order.router,
+                    "lease_ms": order.lease_ms,
+                    "model": order.model,
+                    "limit": order.limit,
+                    "gpus": [
+                        {"id": gpu.id, "limit": gpu.limit, "level_seq": gpu.level_seq} for gpu in order.gpus
+                    ],
+                    "fields": dict(order.fields),
+                    "decision": list(order.decision),
+                    "keep_holds": dict.fromkeys(KEPT_HOLD_CODES, True),
+                }
+            ),
+        )
+        outcome = ClaimOutcome(reply[0])
+        if outcome is not ClaimOutcome.CLAIMED:
+            return Claimed(outcome)
+        return Claimed(outcome, int(reply[1]), int(reply[2]), reply[3])
+
+    async def hold(self, job_id: str, code: str, reason: str, decision: Sequence[str]) -> HoldOutcome:
+        """Say why the head of a queue waits; written only when the code differs from the last one."""
+        return HoldOutcome(await self._run("hold", _verdict(job_id, code, reason, decision)))
+
+    async def reject(self, job_id: str, code: str, reason: str, decision: Sequence[str]) -> RejectOutcome:
+        """End a waiting job as failed because no model could ever serve it."""
+        return RejectOutcome(await self._run("reject", _verdict(job_id, code, reason, decision)))
+
+    async def renew(self, job_id: str, attempt: int, lease_ms: int) -> RenewOutcome:
+        return RenewOutcome(await self._run("renew", job_id, attempt, lease_ms))
+
+    async def finish(
+        self,
+        job_id: str,
+        attempt: int,
+        *,
+        result: str,
+        fields: Mapping[str, str],
+        learned: Mapping[str, float],
+    ) -> FinishOutcome:
+        """Record a success; ``learned`` updates the model's moving averages (its hash fields)."""
+        order = {"id": job_id, "attempt": attempt, "fields": dict(fields), "learned": dict(learned)}
+        return FinishOutcome(await self._run("finish", json.dumps(order), result))
+
+    async def fail(self, job_id: str, attempt: int, failure: Failure) -> FailOutcome:
+        """Record that an attempt ended without success; the script decides between retry and an end."""
+        order = {
+            "id": job_id,
+            "attempt": attempt,
+            "kind": failure.kind.value,
+            "error_type": failure.error_type,
+            "detail": failure.detail,
+            "delay_ms": failure.delay_ms,
+            "charge": int(failure.charge),
+            "model_failure": failure.model_failure.value,
+            "saturated_ms": failure.saturated_ms,
+            "fields": dict(failure.fields),
+        }
+        return FailOutcome(await self._run("fail", json.dumps(order)))
+
+    async def cancel(self, job_id: str, reason: str) -> tuple[CancelOutcome, str]:
+        """Cancel a job; answers with its state."""
+        outcome, state = await self._run("cancel", job_id, reason)
+        return CancelOutcome(outcome), state
+
+    async def sweep(self, *, grace_ms: int, limit: int = 100) -> list[str]:
+        """Take back jobs whose lease ran out more than ``grace_ms`` ago; their ids."""
+        return list(await self._run("sweep", grace_ms, limit))
+
+    async def promote(self, *, limit: int = 1000) -> tuple[list[str], int | None]:
+        """Queue delayed jobs that are due; their ids and the ms until the next one is."""
+        moved, next_in = await self._run("promote", limit)
+        return list(moved), int(next_in) if next_in else None
+
+    async def expire(self, *, overstay_ms: int, limit: int = 200) -> list[str]:
+        """End jobs whose deadline passed: waiting ones at once, running ones after ``overstay_ms`` more."""
+        return list(await self._run("expire", overstay_ms, limit))
+
+    async def trim_requests(self, *, limit: int = 1000) -> int:
+        """Trim settled intake entries beyond the history; how many went."""
+        return int(await self._run("trim", ROUTER_GROUP, limit))
+
+    async def get(self, job_id: str, *, with_result: bool = True) -> JobRecord | None:
+        """One job as it stands, None if unknown (or kept no longer)."""
+        async with translating(self._redis):
+            fields: Any = await self._redis.hgetall(self._keys.job(job_id))
+            if "state" not in fields:
+                return None
+            record = JobRecord(job_id, fields)
+            if record.state is JobState.QUEUED:
+                return await self._with_queue(record)
+            if with_result and record.state is JobState.SUCCEEDED:
+                result: Any = await self._redis.get(self._keys.result(job_id))
+                return JobRecord(job_id, fields, result=result)
+        return record
+
+    async def list_newest(self, *, state: JobState | None, limit: int) -> list[JobRecord]:
+        """The newest jobs, optionally of one state, newest first, without results."""
+        found: list[JobRecord] = []
+        start = 0
+        async with translating(self._redis):
+            while len(found) < limit:
+                ids: Any = await self._redis.zrange(
+                    self._keys.static("index"), start, start + _PAGE - 1, desc=True
+                )
+                if not ids:
+                    break
+                found += await self._page(ids, state)
+                start += _PAGE
+        return found[:limit]
+
+    async def counts(self) -> tuple[int, int]:
+        """How many jobs wait and how many run."""
+        async with translating(self._redis):
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.zcard(self._keys.static("live"))
+            pipe.zcard(self._keys.static("leases"))
+            live, running = await pipe.execute()
+        return live - running, running
+
+    async def _page(self, ids: Sequence[str], state: JobState | None) -> list[JobRecord]:
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hgetall(self._keys.job(job_id))
+        pages = await pipe.execute()
+        records = [
+            JobRecord(job_id, fields) for job_id, fields in zip(ids, pages, strict=True) if "state" in fields
+        ]
+        # The index outlives the jobs' hashes: forget what is kept no longer.
+        gone = [job_id for job_id, fields in zip(ids, pages, strict=True) if "state" not in fields]
+        if gone:
+            await self._redis.zrem(self._keys.static("index"), *gone)
+        return [record for record in records if state is None or record.state is state]
+
+    async def _with_queue(self, record: JobRecord) -> JobRecord:
+        target = record.fields["target"]
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.zrank(self._keys.ready(target), record.job_id)
+        pipe.hget(self._keys.static("holds"), target)
+        rank, hold = await pipe.execute()
+        return JobRecord(record.job_id, record.fields, None if rank is None else int(rank) + 1, hold or "")
+
+    async def _admit(self, order: Mapping[str, Any], body: bytes) -> tuple[AdmitOutcome, str]:
+        reply = await self._run("admit", json.dumps({**order, "group": ROUTER_GROUP}), body)
+        outcome = AdmitOutcome(reply[0])
+        return outcome, reply[2] if outcome is AdmitOutcome.DEAD else reply[1]
+
+    async def _run(self, name: str, *args: str | bytes | int) -> Any:
+        async with translating(self._redis):
+            return await self._scripts.run(name, *args)
+
+
+def raw_fields(fields: Mapping[str, str]) -> str:
+    """The fields of an entry as JSON for the dead letters, long values cut with their length said."""
+    return json.dumps({name[:200]: _capped(value) for name, value in list(fields.items())[:100]})
+
+
+def is_final(state: str) -> bool:
+    """Whether a job in this state is over."""
+    return state in FINAL_STATES
+
+
+def _capped(value: str) -> str:
+    if len(value) <= _RAW_FIELD_CAP:
+        return value
+    return f"{value[:_RAW_FIELD_CAP]}... ({len(value)} characters)"
+
+
+def _new_job(job: NewJob) -> dict[str, Any]:
+    order: dict[str, Any] = {
+        "id": job.id,
+        "target": job.target,
+        "boost_ms": job.boost_ms,
+        "deadline_in_ms": job.deadline_in_ms,
+        "spacing_ms": job.spacing_ms,
+        "fields": dict(job.fields),
+    }
+    if job.caller is not None:
+        order["caller"] = job.caller
+    return order
+
+
+def _verdict(job_id: str, code: str, reason: str, decision: Sequence[str]) -> str:
+    return json.dumps({"id": job_id, "code": code, "reason": reason, "decision": list(decision)})

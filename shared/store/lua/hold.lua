@@ -1,0 +1,13 @@
+-- Say why the head of a target waits; silent while the reason's code stays the same.
+-- ARGV order(JSON): id, code, reason, decision (flat list). Returns HELD|SAME|GONE.
+local o = cjson.decode(ARGV[1])
+local job = load_job(o.id)
+if not job or job.state ~= STATE.queued then return 'GONE' end
+local held = redis.call('HGET', K.holds, job.target)
+if held and cjson.decode(held).code == o.code then return 'SAME' end
+redis.call('HSET', K.holds, job.target,
+  cjson.encode({code = o.code, reason = o.reason, job_id = o.id, since_ms = NOW}))
+hset(key('job', o.id), {hold_code = o.code, hold_reason = o.reason})
+emit(EVENT.held, o.id, STATE.queued, job.attempt, {'code', o.code, 'reason', o.reason, 'target', job.target})
+xadd('decisions', 'decision', {'job_id', o.id, 'target', job.target, 'attempt', job.attempt}, o.decision)
+return 'HELD'

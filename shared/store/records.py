@@ -1,0 +1,224 @@
+"""What goes into and comes out of the store, as typed values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from shared.registry import Registration
+from shared.states import JobState
+
+
+class SubmitOutcome(StrEnum):
+    ACCEPTED = "ACCEPTED"
+    DUPLICATE = "DUPLICATE"  # same idempotency key, same body: the first job answers
+    MISMATCH = "MISMATCH"  # same idempotency key, other body
+    FULL = "FULL"
+
+
+class AdmitOutcome(StrEnum):
+    KNOWN = "KNOWN"
+    CREATED = "CREATED"
+    DEAD = "DEAD"
+
+
+class ClaimOutcome(StrEnum):
+    CLAIMED = "CLAIMED"
+    GONE = "GONE"  # ended, or somebody else's
+    EXPIRED = "EXPIRED"
+    BUSY = "BUSY"  # a limit was reached meanwhile
+    MOVED = "MOVED"  # a GPU changed its level meanwhile
+
+
+class HoldOutcome(StrEnum):
+    HELD = "HELD"
+    SAME = "SAME"
+    GONE = "GONE"
+
+
+class RejectOutcome(StrEnum):
+    REJECTED = "REJECTED"
+    GONE = "GONE"
+
+
+class RenewOutcome(StrEnum):
+    RENEWED = "RENEWED"
+    CANCEL = "CANCEL"
+    STALE = "STALE"
+
+
+class FinishOutcome(StrEnum):
+    FINISHED = "FINISHED"
+    STALE = "STALE"
+
+
+class FailOutcome(StrEnum):
+    QUEUED = "QUEUED"
+    FAILED = "FAILED"
+    DEAD = "DEAD"
+    CANCELLED = "CANCELLED"
+    EXPIRED = "EXPIRED"
+    STALE = "STALE"
+
+
+class CancelOutcome(StrEnum):
+    CANCELLED = "CANCELLED"
+    REQUESTED = "REQUESTED"
+    ENDED = "ENDED"
+    UNKNOWN = "UNKNOWN"
+
+
+class FailKind(StrEnum):
+    RETRY = "retry"
+    RELEASED = "released"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class ModelFailure(StrEnum):
+    NONE = "none"
+    FAILED = "failed"
+    REFUSED = "refused"  # opens the breaker at once
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A validated job on its way in: flat fields of its hash, and the backend's request as JSON."""
+
+    id: str
+    target: str
+    boost_ms: int
+    deadline_in_ms: int
+    fields: Mapping[str, str]
+    body: bytes
+    caller: str | None = None
+    spacing_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    outcome: SubmitOutcome
+    job_id: str
+    ended_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuClaim:
+    """A GPU's share of a claim: most in flight on it, and the level that the decision saw."""
+
+    id: str
+    limit: int
+    level_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimOrder:
+    """One decision to be carried out. ``nonce`` makes its replay answer the same attempt."""
+
+    job_id: str
+    nonce: str
+    router: str
+    lease_ms: int
+    model: str
+    limit: int
+    gpus: tuple[GpuClaim, ...]
+    fields: Mapping[str, str]
+    decision: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    outcome: ClaimOutcome
+    attempt: int = 0
+    deadline_ms: int = 0
+    body: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an attempt ended without success. ``charge`` counts against ``max_attempts``."""
+
+    kind: FailKind
+    error_type: str
+    detail: str
+    delay_ms: int = 0
+    charge: bool = False
+    model_failure: ModelFailure = ModelFailure.NONE
+    saturated_ms: int = 0
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A waiting job as the scheduler sees it."""
+
+    job_id: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetView:
+    target: str
+    waiting: int
+    hold: str
+    heads: tuple[Head, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    registration: Registration
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuView:
+    id: str
+    sample: Mapping[str, str]
+    level: Mapping[str, str]
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One consistent look at queues, models and GPUs, all read at ``now_ms`` (Redis time)."""
+
+    now_ms: int
+    targets: tuple[TargetView, ...]
+    models: tuple[ModelView, ...]
+    gpus: tuple[GpuView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job as stored; ``fields`` is its hash."""
+
+    job_id: str
+    fields: Mapping[str, str]
+    position: int | None = None
+    hold: str = ""
+    result: str | None = None
+
+    @property
+    def state(self) -> JobState:
+        return JobState(self.fields["state"])
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """A process that says it lives. Times in ms of Redis time."""
+
+    instance: str
+    service: str
+    boot: str
+    heartbeat_ms: int
+    version: str
+    address: str
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEntry:
+    id: str
+    fields: Mapping[str, str]

@@ -1,0 +1,85 @@
+"""Load the Lua scripts with the key names, states and limits of this namespace written into their prelude."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+from shared.config import HistorySettings
+from shared.keys import PATTERNS, STATIC, Keys
+from shared.states import JobEvent, JobState
+
+INDEX_KEPT = 20_000
+"""Newest jobs that GET /v1/jobs can list; twice the default queue bound."""
+
+_ALLOWED_WHEN_FULL = frozenset(
+    {"claim", "renew", "finish", "fail", "cancel", "sweep", "promote", "expire", "trim", "hold", "reject"}
+    | {"gpu_sample", "backend_sample", "heartbeat", "retire", "view"}
+)
+"""Scripts that must work at maxmemory: they end work or write bounded state (redis-streams.md, section 2)."""
+
+_CREATES_JOBS = frozenset({"submit", "admit"})
+
+NAMES = tuple(
+    sorted(
+        entry.name.removesuffix(".lua")
+        for entry in (files("shared.store") / "lua").iterdir()
+        if entry.name.endswith(".lua") and entry.name not in ("common.lua", "create.lua")
+    )
+)
+
+
+class Scripts:
+    """The scripts of one namespace; ``run`` sends EVALSHA and falls back to loading on NOSCRIPT."""
+
+    def __init__(self, redis: Redis, keys: Keys, history: HistorySettings, retention_s: float) -> None:
+        self._redis = redis
+        self._slot_key = keys.events
+        prelude = _prelude(keys, history, retention_s)
+        self._scripts: dict[str, AsyncScript] = {
+            name: redis.register_script(_source(name, prelude)) for name in NAMES
+        }
+
+    async def run(self, name: str, *args: str | bytes | int) -> Any:
+        """Run a script; its reply is parsed by the typed wrapper that called."""
+        return await self._scripts[name](keys=[self._slot_key], args=list(args))
+
+
+def _source(name: str, prelude: str) -> str:
+    shebang = "#!lua flags=allow-oom\n" if name in _ALLOWED_WHEN_FULL else "#!lua\n"
+    parts = ["common"] + (["create"] if name in _CREATES_JOBS else []) + [name]
+    return shebang + prelude + "\n".join(_read(part) for part in parts)
+
+
+def _read(name: str) -> str:
+    return (files("shared.store") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _prelude(keys: Keys, history: HistorySettings, retention_s: float) -> str:
+    patterns = {name: keys.of(name, "\0").split("\0") for name in PATTERNS}
+    kept = {**history.model_dump(), "index": INDEX_KEPT}
+    lines = [
+        f"local K = {_table({name: keys.static(name) for name in STATIC})}",
+        f"local P = {_table(patterns)}",
+        f"local STATE = {_table({state.value: state.value for state in JobState})}",
+        f"local EVENT = {_table({event.value.removeprefix('job.'): event.value for event in JobEvent})}",
+        f"local KEEP = {_table(kept)}",
+        f"local RETENTION_MS = {round(retention_s * 1000)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(values: Mapping[str, str | int | Sequence[str]]) -> str:
+    return "{" + ", ".join(f"{name} = {_literal(value)}" for name, value in values.items()) + "}"
+
+
+def _literal(value: str | int | Sequence[str]) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "{" + ", ".join(_literal(item) for item in value) + "}"
