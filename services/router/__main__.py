@@ -1,0 +1,123 @@
+"""The router process: wires intake, scheduler, dispatcher, follower and recovery, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+
+import uvloop
+from loguru import logger
+
+from services.router.dispatcher import Dispatcher
+from services.router.follower import Following, positions
+from services.router.intake import IntakeLoop
+from services.router.recovery import Recovery
+from services.router.scheduler import Scheduler
+from services.router.wakeup import Wakeup
+from shared import config, log
+from shared.backends.session import open_session
+from shared.config import Settings
+from shared.errors import ConfigError, InstanceTaken, StoreUnusable
+from shared.keys import Keys
+from shared.presence import Presence
+from shared.store.client import connect_commands, connect_reader, wait_for_server
+from shared.store.fleet import FleetStore
+from shared.store.jobs import JobStore
+from shared.store.streams import Follower, Intake
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; 0 after an orderly end, 1 if it can't run, 2 for a wrong setting."""
+    try:
+        settings = config.load(os.environ)
+    except ConfigError as error:
+        sys.stderr.write(f"router: {error}\n")
+        return 2
+    log.configure("router", settings.log)
+    try:
+        uvloop.run(serve(settings))
+    except (StoreUnusable, InstanceTaken) as error:
+        logger.error("{}", error)
+        return 1
+    except BaseExceptionGroup as group:
+        taken = group.subgroup(InstanceTaken)
+        if taken is None:
+            logger.opt(exception=group).error("router ends: a part of it failed")
+        else:
+            logger.error("{}", taken.exceptions[0])
+        return 1
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until a signal comes, then drain."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        url = settings.redis.effective_url
+        commands = connect_commands(url, "router")
+        stack.push_async_callback(commands.aclose)
+        reader = connect_reader(url, "router")
+        stack.push_async_callback(reader.aclose)
+        session = await stack.enter_async_context(open_session())
+        checking = asyncio.create_task(wait_for_server(commands))
+        if not await _unless_stopped(checking, stop):
+            return
+        for warning in checking.result():
+            logger.warning("{}", warning)
+
+        keys = Keys(settings.redis.namespace)
+        jobs = JobStore(commands, keys, settings.history, settings.jobs.retention_s)
+        fleet = FleetStore(commands, keys, settings.history)
+        presence = Presence(
+            fleet,
+            service="router",
+            host=config.host_name(os.environ),
+            address=f"pid {os.getpid()}",
+            explicit=os.environ.get("ORCH_INSTANCE"),
+        )
+        router = await presence.enroll()
+        stack.push_async_callback(presence.retire)
+        logger.info("router {} is up, Redis at {}", router, url.rpartition("@")[2])
+
+        wake, due = Wakeup(), Wakeup()
+        dispatcher = Dispatcher(
+            jobs, session, settings.router, settings.jobs, on_end=wake.ring, on_delay=due.ring
+        )
+        scheduler = Scheduler(jobs, fleet, dispatcher, settings, router=router, wake=wake)
+        intake = IntakeLoop(Intake(reader, keys, router), jobs, fleet, settings, wake.ring)
+        following = Following(Follower(reader, positions(keys)), keys, dispatcher, wake, router=router)
+        recovery = Recovery(jobs, fleet, lease_s=settings.router.lease_s, wake=wake, due=due)
+
+        async with asyncio.TaskGroup() as group:
+            # While it drains, a router still renews, follows cancels and tidies up, but takes nothing new.
+            kept = [group.create_task(part.run()) for part in (following, recovery, presence)]
+            intake_task = group.create_task(intake.run())
+            scheduler_task = group.create_task(scheduler.run())
+            await stop.wait()
+            logger.info("router {} stops: {} jobs run", router, dispatcher.running)
+            scheduler.stop()
+            intake_task.cancel()
+            await asyncio.wait({intake_task, scheduler_task})
+            await dispatcher.drain(settings.router.drain_s)
+            for task in kept:
+                task.cancel()
+
+
+async def _unless_stopped(task: asyncio.Task[list[str]], stop: asyncio.Event) -> bool:
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not task.done():
+        task.cancel()
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

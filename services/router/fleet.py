@@ -1,0 +1,145 @@
+"""The decision core's picture of the fleet, built from one view of Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from shared.config import Settings
+from shared.decision.snapshot import Gpu, Model, Request, Rules, Snapshot
+from shared.states import Mode, Pressure, Residence, Thermal
+from shared.store.records import GpuView, Head, ModelView, View
+
+_FAILURE_HALF_LIFE_MS = 60_000
+"""As in common.lua, which stores the failure average; readers let it fade further."""
+_PROBE_STALE_INTERVALS = 5
+_PROBE_STALE_LEAST_MS = 10_000
+
+
+def rules_of(settings: Settings) -> Rules:
+    """The configurable numbers of the decision model."""
+    return Rules(
+        memory=settings.memory_thresholds,
+        thermal=settings.thermal_thresholds,
+        reserve_gb=settings.gpu.reserve_gb,
+    )
+
+
+def snapshot_of(view: View, settings: Settings) -> Snapshot:
+    """What is known now; whatever is missing or unreadable stays unknown."""
+    gpus = {gpu.id: _gpu(gpu, view.now_ms) for gpu in view.gpus}
+    stale_ms = max(_PROBE_STALE_LEAST_MS, _PROBE_STALE_INTERVALS * settings.gpu.interval_s * 1000)
+    models = {
+        entry.registration.name: _model(entry, view.now_ms, stale_ms, settings.backends.host, gpus)
+        for entry in view.models
+    }
+    return Snapshot(models=models, gpus=gpus, rules=rules_of(settings))
+
+
+def request_of(head: Head, now_ms: int) -> Request:
+    """A waiting job as the core sees it."""
+    fields = head.fields
+    mode = fields.get("mode", "")
+    deadline = _number(fields, "deadline_ms")
+    return Request(
+        model=fields.get("model") or None,
+        agent_type=fields.get("agent_type") or None,
+        prompt_tokens=_count(fields, "prompt_tokens", 1),
+        max_tokens=_count(fields, "max_tokens", 512),
+        min_context_tokens=_count(fields, "min_context_tokens", 0),
+        prefer_llama_cpp=fields.get("prefer_llama_cpp") == "1",
+        priority=_count(fields, "priority", 5),
+        mode=Mode(mode) if mode in tuple(Mode) else None,
+        fallback=fields.get("fallback") == "1",
+        deadline_in_ms=None if deadline is None else deadline - now_ms,
+    )
+
+
+def _gpu(view: GpuView, now_ms: int) -> Gpu:
+    sample, level = view.sample, view.level
+    ts_ms = _number(sample, "ts_ms")
+    return Gpu(
+        id=view.id,
+        pressure=_one_of(Pressure, level.get("pressure"), Pressure.UNKNOWN),
+        full=level.get("full") == "1",
+        thermal=_one_of(Thermal, level.get("thermal"), Thermal.UNKNOWN),
+        level_seq=_count(level, "seq", 0),
+        effective_utilization=_number(sample, "effective_utilization"),
+        memory_total_mb=_number(sample, "memory_total_mb"),
+        memory_used_mb=_number(sample, "memory_used_mb"),
+        temperature_c=_number(sample, "temperature_c"),
+        power_draw_w=_number(sample, "power_draw_w"),
+        sample_age_ms=None if ts_ms is None else max(0.0, now_ms - ts_ms),
+        in_flight=view.in_flight,
+    )
+
+
+def _model(
+    view: ModelView, now_ms: int, stale_ms: float, backends_host: str, gpus: Mapping[str, Gpu]
+) -> Model:
+    entry, fields = view.registration, view.fields
+    probe_ms = _number(fields, "probe_ms")
+    # A probe from long ago says nothing of now; the breaker protects what is tried in spite of it.
+    probe = fields if probe_ms is not None and now_ms - probe_ms <= stale_ms else {}
+    gpu = fields.get("gpu", "")
+    open_until = _number(fields, "breaker_open_until_ms")
+    running, waiting = _number(probe, "backend_running"), _number(probe, "backend_waiting")
+    return Model(
+        name=entry.name,
+        backend=entry.backend,
+        url=entry.base_url(backends_host),
+        port=entry.port,
+        upstream_name=entry.upstream_name or fields.get("upstream_name") or entry.name,
+        serves=entry.served_names,
+        agent_types=entry.agent_types,
+        vram_gb=entry.vram_gb,
+        tokens_per_second=entry.tokens_per_second,
+        pin=entry.pin,
+        context_tokens=entry.context_tokens or _count(fields, "context_tokens", 2048),
+        slots=entry.slots or _count(fields, "slots", 1),
+        gpus=(gpu,) if gpu in gpus else (),
+        residence=_one_of(Residence, probe.get("residence"), Residence.UNKNOWN),
+        in_flight=_count(fields, "in_flight", 0),
+        backend_running=None if running is None else int(running),
+        backend_waiting=None if waiting is None else int(waiting),
+        kv_use=_number(probe, "kv_use"),
+        samples=_count(fields, "samples", 0),
+        avg_latency_ms=_number(fields, "avg_latency_ms"),
+        seconds_per_prompt_token=_number(fields, "seconds_per_prompt_token"),
+        seconds_per_output_token=_number(fields, "seconds_per_output_token"),
+        avg_output_tokens=_number(fields, "avg_output_tokens"),
+        failure_count=_count(fields, "failure_count", 0),
+        failure_ema=_faded(fields, now_ms),
+        breaker_open_for_ms=0.0 if open_until is None else max(0.0, open_until - now_ms),
+        breaker_half_open=open_until is not None and open_until <= now_ms,
+        saturated_for_ms=max(0.0, (_number(fields, "saturated_until_ms") or 0.0) - now_ms),
+    )
+
+
+def _faded(fields: Mapping[str, str], now_ms: int) -> float:
+    ema = _number(fields, "failure_ema") or 0.0
+    since_ms = max(0.0, now_ms - (_number(fields, "failure_ema_ms") or now_ms))
+    return float(min(1.0, max(0.0, ema * 2 ** (-since_ms / _FAILURE_HALF_LIFE_MS))))
+
+
+def _number(fields: Mapping[str, str], name: str) -> float | None:
+    raw = fields.get(name)
+    if not raw:
+        return None
+    try:
+        value = float(raw)
+    except ValueError:
+        return None
+    return value if abs(value) < float("inf") else None
+
+
+def _count(fields: Mapping[str, str], name: str, default: int) -> int:
+    value = _number(fields, name)
+    return default if value is None else int(value)
+
+
+_Level = TypeVar("_Level", Pressure, Thermal, Residence)
+
+
+def _one_of(kind: type[_Level], raw: str | None, default: _Level) -> _Level:
+    return kind(raw) if raw in tuple(kind) else default

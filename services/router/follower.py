@@ -1,0 +1,64 @@
+"""Following what others write: cancels reach the dispatcher, what may free a job wakes the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from loguru import logger
+
+from services.router.dispatcher import Dispatcher
+from services.router.wakeup import Wakeup
+from shared.errors import StoreUnavailable
+from shared.keys import Keys
+from shared.states import FINAL_EVENTS, JobEvent
+from shared.store.records import StreamEntry
+from shared.store.streams import Follower
+
+_AWAY_S = 0.5
+_SAMPLE_S = 0.05
+"""Samples come from many GPUs and backends at once: one pass is enough for all of them."""
+_FREED_MOST_S = 0.02
+"""Several routers hear of a freed slot: the one that freed it goes first, the others a moment later."""
+_FREEING = frozenset({*FINAL_EVENTS, JobEvent.RETRIED, JobEvent.REQUEUED})
+
+
+class Following:
+    """One plain reader over events, samples and control; every router sees every entry."""
+
+    def __init__(
+        self, follower: Follower, keys: Keys, dispatcher: Dispatcher, wake: Wakeup, *, router: str
+    ) -> None:
+        self._follower = follower
+        self._keys = keys
+        self._dispatcher = dispatcher
+        self._wake = wake
+        self._router = router
+
+    async def run(self) -> None:
+        """Read until cancelled; while Redis is away nothing is missed, since positions are kept."""
+        while True:
+            try:
+                await self._follower.settle()
+                while True:
+                    for stream, entry in await self._follower.read():
+                        self._heed(stream, entry)
+            except StoreUnavailable as error:
+                logger.debug("following waits for Redis: {}", error)
+                await asyncio.sleep(_AWAY_S)
+                self._wake.ring()
+
+    def _heed(self, stream: str, entry: StreamEntry) -> None:
+        if stream != self._keys.events:
+            self._wake.ring(0.0 if stream == self._keys.control else _SAMPLE_S)
+            return
+        kind = entry.fields.get("type")
+        if kind == JobEvent.CANCEL_REQUESTED:
+            self._dispatcher.check_lease(entry.fields.get("job_id", ""))
+        elif kind in _FREEING and entry.fields.get("router") != self._router:
+            self._wake.ring(random.uniform(0.0, _FREED_MOST_S))
+
+
+def positions(keys: Keys) -> dict[str, str]:
+    """What a router follows, from now on."""
+    return dict.fromkeys((keys.events, keys.gpu_samples, keys.backend_samples, keys.control), "$")

@@ -1,0 +1,108 @@
+"""Intake: settle every entry of the request stream, whoever wrote it, and wake the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from loguru import logger
+
+from shared.config import Settings
+from shared.errors import InvalidRequest, StoreUnavailable
+from shared.jobs import parse_entry
+from shared.store.fleet import FleetStore
+from shared.store.jobs import JobStore, raw_fields
+from shared.store.records import AdmitOutcome, StreamEntry
+from shared.store.streams import Intake
+from shared.submission import check_known, new_job
+
+_BATCH = 64
+_RECLAIM_EVERY_S = 5.0
+_RECLAIM_IDLE_MS = 10_000
+"""An entry is settled within milliseconds of its delivery: after this long its reader is gone."""
+_FORGET_IDLE_MS = 3_600_000
+_AWAY_S = 0.5
+REQUEST_TYPE = "job.request"
+
+
+class IntakeLoop:
+    """Reads requests through the consumer group and persists them before they are acked."""
+
+    def __init__(
+        self, intake: Intake, jobs: JobStore, fleet: FleetStore, settings: Settings, wake: Callable[[], None]
+    ) -> None:
+        self._intake = intake
+        self._jobs = jobs
+        self._fleet = fleet
+        self._settings = settings
+        self._wake = wake
+        self._reclaim_at = 0.0
+
+    async def run(self) -> None:
+        """Read until cancelled; Redis being away is waited out and leaves nothing behind unread."""
+        while True:
+            try:
+                await self._start()
+                while True:
+                    await self._settle(await self._intake.read(_BATCH))
+                    await self._reclaim()
+            except StoreUnavailable as error:
+                logger.warning("intake waits for Redis: {}", error)
+                await asyncio.sleep(_AWAY_S)
+
+    async def _start(self) -> None:
+        # A reply lost with the connection leaves entries delivered to us but unseen: read them first (H3).
+        await self._intake.ensure()
+        after = "0"
+        while pending := await self._intake.own_pending(_BATCH, after):
+            await self._settle(pending)
+            after = pending[-1].id
+
+    async def _reclaim(self) -> None:
+        now = time.monotonic()
+        if now < self._reclaim_at:
+            return
+        self._reclaim_at = now + _RECLAIM_EVERY_S
+        await self._settle(await self._intake.reclaim(idle_ms=_RECLAIM_IDLE_MS, count=_BATCH))
+        for name in await self._intake.forget_idle_consumers(idle_ms=_FORGET_IDLE_MS):
+            logger.info("intake forgot consumer {}: idle for over an hour, nothing pending", name)
+
+    async def _settle(self, entries: Sequence[StreamEntry]) -> None:
+        if not entries:
+            return
+        # What an api submitted waits in its queue already: it may be dispatched before its entry is acked.
+        self._wake()
+        accepted = [entry for entry in entries if "job_id" in entry.fields]
+        await asyncio.gather(*(self._settle_accepted(entry) for entry in accepted))
+        for entry in entries:
+            if "job_id" not in entry.fields:
+                await self._settle_foreign(entry)
+
+    async def _settle_accepted(self, entry: StreamEntry) -> None:
+        outcome, reason = await self._jobs.admit_known(entry.id, entry.fields["job_id"])
+        if outcome is AdmitOutcome.DEAD:
+            logger.warning("request entry {} is a dead letter: {}", entry.id, reason)
+
+    async def _settle_foreign(self, entry: StreamEntry) -> None:
+        fields = entry.fields
+        try:
+            if fields.get("type") != REQUEST_TYPE:
+                raise InvalidRequest(
+                    "type", f"must be {REQUEST_TYPE!r}, not {fields.get('type', '')[:100]!r}"
+                )
+            if fields.get("v", "1") != "1":
+                raise InvalidRequest("v", f"must be 1, not {fields['v'][:100]!r}")
+            request = parse_entry(fields)
+            check_known(request, await self._fleet.registrations())
+            job = new_job(request, self._settings, f"x-{entry.id}")
+        except InvalidRequest as error:
+            await self._jobs.admit_dead(entry.id, str(error), fields)
+            logger.warning("request entry {} is a dead letter: {}", entry.id, error)
+            return
+        outcome, detail = await self._jobs.admit_new(
+            entry.id, job, bound=self._settings.queue.bound, raw=raw_fields(fields)
+        )
+        if outcome is AdmitOutcome.DEAD:
+            logger.warning("request entry {} is a dead letter: {}", entry.id, detail)
+        self._wake()

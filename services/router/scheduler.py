@@ -1,0 +1,186 @@
+"""The scheduler: look at the head of every queue, ask the core, carry out what it says through the store."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+
+from loguru import logger
+
+from services.router.dispatcher import Attempt, Dispatcher, api_key_of
+from services.router.fleet import request_of, snapshot_of
+from services.router.orders import claim_order, decision_line
+from services.router.wakeup import Wakeup
+from shared.config import Settings
+from shared.decision.routing import decide
+from shared.decision.snapshot import Decision, Model, Request, Snapshot
+from shared.errors import StoreUnavailable
+from shared.states import Action
+from shared.store.fleet import FleetStore
+from shared.store.jobs import JobStore
+from shared.store.records import Claimed, ClaimOutcome, Head, TargetView, View
+
+HEADS = 8
+"""Jobs read ahead per queue: each becomes the head once the one before it is gone."""
+_AWAY_S = 0.25
+_COLLISION_S = 0.02
+_RETRY_LEAST_S = 0.02
+
+
+class Scheduler:
+    """Turns waiting jobs into claims until nothing more fits."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        fleet: FleetStore,
+        dispatcher: Dispatcher,
+        settings: Settings,
+        *,
+        router: str,
+        wake: Wakeup,
+    ) -> None:
+        self._jobs = jobs
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._router = router
+        self._wake = wake
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Claim nothing more and let ``run`` return; cancelling it could lose the answer of a claim."""
+        self._stopping = True
+        self._wake.ring()
+
+    async def run(self) -> None:
+        """Schedule whenever woken, at the latest every ``router.poll_s``, until stopped."""
+        while not self._stopping:
+            await self._wake.wait(self._settings.router.poll_s)
+            try:
+                while await self._pass():
+                    pass
+            except StoreUnavailable as error:
+                logger.warning("scheduling waits for Redis: {}", error)
+                self._wake.ring(_AWAY_S)
+
+    async def _pass(self) -> bool:
+        """Look at every queue once; True if another pass may find more."""
+        if self._room <= 0:
+            return False
+        view = await self._fleet.view(heads=HEADS)
+        if not view.targets:
+            return False
+        keys = {entry.registration.name: entry.registration.api_key_env for entry in view.models}
+        round_ = _Round(view, snapshot_of(view, self._settings), keys)
+        # Several routers must not all go for the same queue first.
+        targets = random.sample(view.targets, len(view.targets))
+        more = [await self._drain(target, round_) for target in targets]
+        return any(more)
+
+    @property
+    def _room(self) -> int:
+        if self._stopping:
+            return 0
+        return self._settings.router.max_in_flight - self._dispatcher.running
+
+    async def _drain(self, target: TargetView, round_: _Round) -> bool:
+        """Take jobs from one queue until its head has to wait; True if the view showed it only in part."""
+        for head in target.heads:
+            if self._room <= 0 or not await self._place(head, target, round_):
+                return False
+        return target.waiting > len(target.heads)
+
+    async def _place(self, head: Head, target: TargetView, round_: _Round) -> bool:
+        """Decide on one job and carry it out; False if it has to wait, and with it its queue."""
+        request = request_of(head, round_.view.now_ms)
+        while True:
+            decision = decide(round_.snapshot, request)
+            model = decision.model
+            if decision.action is Action.REJECT:
+                line = decision_line(self._router, decision, round_.snapshot, request)
+                await self._jobs.reject(head.job_id, decision.code, decision.reason, line)
+                logger.info("decision job={} reject {}: {}", head.job_id, decision.code, decision.reason)
+                return True
+            if decision.action is Action.HOLD or model is None:
+                await self._hold(head, target, decision, request, round_)
+                return False
+            claimed = await self._claim(head, decision, model, request, round_.snapshot)
+            if claimed.outcome is ClaimOutcome.CLAIMED:
+                self._start(head, claimed, decision, model, round_)
+                return True
+            if claimed.outcome in (ClaimOutcome.GONE, ClaimOutcome.EXPIRED):
+                return True
+            # Another router was faster, or a level moved: this picture of the model is out of date.
+            round_.set_busy(model)
+            self._wake.ring(random.uniform(_COLLISION_S / 4, _COLLISION_S))
+
+    async def _claim(
+        self, head: Head, decision: Decision, model: Model, request: Request, snapshot: Snapshot
+    ) -> Claimed:
+        lease_ms = round(self._settings.router.lease_s * 1000)
+        nonce = secrets.token_hex(8)
+        order = claim_order(head.job_id, nonce, self._router, lease_ms, decision, model, snapshot, request)
+        return await self._jobs.claim(order)
+
+    def _start(self, head: Head, claimed: Claimed, decision: Decision, model: Model, round_: _Round) -> None:
+        round_.take_slot(model)
+        logger.info(
+            "decision job={} attempt={} model={} backend={} gpu={} reason={}",
+            head.job_id,
+            claimed.attempt,
+            model.name,
+            model.backend.value,
+            ",".join(model.gpus) or "unknown",
+            decision.reason,
+        )
+        self._dispatcher.start(
+            Attempt(
+                job_id=head.job_id,
+                attempt=claimed.attempt,
+                tries=int(head.fields.get("tries", "0")),
+                model=model,
+                api_key=api_key_of(round_.api_key_envs.get(model.name), os.environ),
+                body=claimed.body,
+                deadline_in_s=(claimed.deadline_ms - round_.view.now_ms) / 1000,
+            )
+        )
+
+    async def _hold(
+        self, head: Head, target: TargetView, decision: Decision, request: Request, round_: _Round
+    ) -> None:
+        if decision.retry_in_ms is not None:
+            self._wake.ring(max(_RETRY_LEAST_S, decision.retry_in_ms / 1000))
+        line = decision_line(self._router, decision, round_.snapshot, request)
+        outcome = await self._jobs.hold(head.job_id, decision.code, decision.reason, line)
+        if outcome == "HELD":
+            logger.info(
+                "decision target={} hold {} ({} waiting): {}",
+                target.target,
+                decision.code,
+                target.waiting,
+                decision.reason,
+            )
+
+
+class _Round:
+    """One pass's picture of the fleet, kept up to date with what the pass itself claims."""
+
+    def __init__(self, view: View, snapshot: Snapshot, api_key_envs: Mapping[str, str | None]) -> None:
+        self.view = view
+        self.snapshot = snapshot
+        self.api_key_envs = api_key_envs
+
+    def take_slot(self, model: Model) -> None:
+        now = self.snapshot.models[model.name]
+        gpus = dict(self.snapshot.gpus)
+        for gpu in now.gpus:
+            gpus[gpu] = replace(gpus[gpu], in_flight=gpus[gpu].in_flight + 1)
+        models = {**self.snapshot.models, model.name: replace(now, in_flight=now.in_flight + 1)}
+        self.snapshot = replace(self.snapshot, models=models, gpus=gpus)
+
+    def set_busy(self, model: Model) -> None:
+        self.snapshot = replace(self.snapshot, busy=self.snapshot.busy | {model.name})
