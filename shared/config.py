@@ -141,7 +141,7 @@ class ThermalThresholds(Section):
 
 
 class SimulatorSettings(Section):
-    """Upper bounds of the levels, as shares of memory; from ``critical`` on nothing is admitted."""
+    """The simulated GPU host, used where no models are configured or where they say ``simulated``."""
 
     port: Port = 8090
     """Control port: state of the simulated GPU, faults, speeds."""
@@ -159,7 +159,7 @@ class LogSettings(Section):
 
 
 class Settings(Section):
-    """Bounds in degrees Celsius: normal below ``normal``, throttling above ``warning``, then critical."""
+    """Everything a process needs to know, from the file named by ``ORCH_CONFIG`` and the environment."""
 
     redis: RedisSettings = RedisSettings()
     api: ApiSettings = ApiSettings()

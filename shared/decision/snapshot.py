@@ -54,12 +54,14 @@ class Model:
     tokens_per_second: float | None = None
     pin: bool = False
     context_tokens: int = 2048
+    context_known: bool = True  # False: neither registered nor probed yet, so nothing is refused by it
     slots: int = 1
     gpus: tuple[str, ...] = ()  # ids; empty: its GPU is unknown or unmonitored
     residence: Residence = Residence.UNKNOWN
     in_flight: int = 0
     backend_running: int | None = None
     backend_waiting: int | None = None
+    probe_in_flight: int | None = None  # our own in flight when the backend's counts were taken
     kv_use: float | None = None  # 0..1
     samples: int = 0  # finished jobs that the averages stand on
     avg_latency_ms: float | None = None

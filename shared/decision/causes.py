@@ -1,0 +1,52 @@
+"""The stable codes of decisions: why a model is left out, why a request waits or is refused."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """Why a model is left out, or what a request waits for; the first two only ever refuse."""
+
+    UNKNOWN_MODEL = "unknown_model"
+    UNKNOWN_AGENT_TYPE = "unknown_agent_type"
+    NOT_SERVING = "not_serving"
+    CONTEXT_TOO_SMALL = "context_too_small"
+    CONTEXT_UNKNOWN = "context_unknown"
+    BREAKER_OPEN = "breaker_open"
+    SATURATED = "saturated"
+    NOT_RESIDENT = "not_resident"
+    MEMORY_CRITICAL = "memory_critical"
+    MEMORY_FULL = "memory_full"
+    HEAT_CRITICAL = "heat_critical"
+    GPU_BUSY = "gpu_busy"
+    MODEL_BUSY = "model_busy"
+    KV_FULL = "kv_full"
+    DEADLINE = "deadline"
+    CLAIMED_BUSY = "claimed_busy"
+
+
+class Choice(StrEnum):
+    """The codes of a dispatch."""
+
+    CHOSEN = "chosen"
+    FALLBACK = "fallback"  # another model than the named one
+
+
+NEAREST_FIRST: tuple[Cause, ...] = (
+    Cause.CLAIMED_BUSY,
+    Cause.MODEL_BUSY,
+    Cause.GPU_BUSY,
+    Cause.KV_FULL,
+    Cause.SATURATED,
+    Cause.BREAKER_OPEN,
+    Cause.HEAT_CRITICAL,
+    Cause.MEMORY_CRITICAL,
+    Cause.MEMORY_FULL,
+    Cause.DEADLINE,
+    Cause.NOT_RESIDENT,
+    Cause.CONTEXT_UNKNOWN,
+    Cause.CONTEXT_TOO_SMALL,
+    Cause.NOT_SERVING,
+)
+"""Obstacles from the one that passes by itself soonest to the one that never does."""

@@ -1,0 +1,233 @@
+"""Which model takes a request now: filter, score, pick; else what it waits for, or why none ever will."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shared.decision.capacity import ModelRoom, gpu_rooms, model_room
+from shared.decision.causes import NEAREST_FIRST, Cause, Choice
+from shared.decision.estimate import duration_ms
+from shared.decision.explain import dispatch_reason, listed
+from shared.decision.filters import obstacle
+from shared.decision.readings import finite
+from shared.decision.scoring import order, pick, score
+from shared.decision.snapshot import Decision, LeftOut, Model, Part, Request, Snapshot
+from shared.states import Action, Residence
+
+_NEARNESS = {cause.value: rank for rank, cause in enumerate(NEAREST_FIRST)}
+_PAUSES = frozenset({Cause.BREAKER_OPEN, Cause.SATURATED})
+_MOST_OTHERS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One candidate in the order of routing; ``estimated_duration_ms`` is of a whole answer."""
+
+    model: Model
+    part: Part
+    estimated_duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What the filter made of the models; ``fell_back``: the candidates are those of the second choice."""
+
+    candidates: list[ModelRoom]
+    left_out: dict[str, LeftOut]
+    fell_back: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The models that a request may go to: ``first`` those asked for, ``second`` when none of these can."""
+
+    first: tuple[Model, ...]
+    second: tuple[Model, ...]
+
+    @property
+    def all(self) -> tuple[Model, ...]:
+        return self.first + self.second
+
+
+def decide(snapshot: Snapshot, request: Request) -> Decision:
+    """Dispatch to the best model, hold with cause and remedy, or reject what no model could ever serve.
+
+    Depends on nothing but its arguments, not even on the order of the mappings. A named model that nobody
+    answers to is rejected also with ``fallback``: that wish is about when, not about whether the name exists.
+    """
+    if not snapshot.models:
+        return Decision(
+            Action.HOLD,
+            Cause.NOT_SERVING,
+            "no model is registered yet; it goes on when one is, in the configuration file or by "
+            "POST /v1/gpu/models",
+        )
+    choice = _serving(snapshot, request)
+    refusal = _refusal(snapshot, request, choice)
+    if refusal is not None:
+        return refusal
+    outcome = _filter(snapshot, request, choice)
+    return _dispatch(request, choice, outcome) if outcome.candidates else _hold(choice, outcome)
+
+
+def rank(snapshot: Snapshot, request: Request) -> tuple[Ranked, ...]:
+    """Every model that could take the request now, best first; the first is the one ``decide`` takes."""
+    choice = _serving(snapshot, request)
+    if not snapshot.models or _refusal(snapshot, request, choice) is not None:
+        return ()
+    candidates = _filter(snapshot, request, choice).candidates
+    parts = score(candidates, request)
+    return tuple(
+        Ranked(room.model, parts[room.model.name], duration_ms(room.model, request))
+        for room in order(candidates, parts)
+    )
+
+
+def _serving(snapshot: Snapshot, request: Request) -> _Choice:
+    models = tuple(snapshot.models.values())
+    agreeing = tuple(model for model in models if _accepts(model, request.agent_type))
+    if request.model is None:
+        return _Choice(agreeing, ())
+    named = tuple(model for model in models if request.model in model.serves)
+    others = tuple(model for model in agreeing if request.model not in model.serves)
+    return _Choice(named, others if request.fallback else ())
+
+
+def _accepts(model: Model, agent_type: str | None) -> bool:
+    return agent_type is None or not model.agent_types or agent_type in model.agent_types
+
+
+def _refusal(snapshot: Snapshot, request: Request, choice: _Choice) -> Decision | None:
+    models = snapshot.models.values()
+    if request.model is not None and not choice.first:
+        known = {name for model in models for name in model.serves}
+        return _reject(
+            snapshot,
+            request,
+            Cause.UNKNOWN_MODEL,
+            f"no model answers to {request.model!r}; known are {listed(known)}: name one of them, "
+            "or register it by POST /v1/gpu/models",
+        )
+    if not any(_accepts(model, request.agent_type) for model in models):
+        known = {agent_type for model in models for agent_type in model.agent_types}
+        return _reject(
+            snapshot,
+            request,
+            Cause.UNKNOWN_AGENT_TYPE,
+            f"no model serves the agent type {request.agent_type!r}; known are {listed(known)}: name one "
+            "of them, or register a model for it by POST /v1/gpu/models",
+        )
+    largest = max(choice.all, key=lambda model: (model.context_tokens, model.name))
+    all_known = all(model.context_known for model in choice.all)
+    if all_known and largest.context_tokens < request.min_context_tokens:
+        return _reject(
+            snapshot,
+            request,
+            Cause.CONTEXT_TOO_SMALL,
+            f"min_context_tokens {request.min_context_tokens} is more than any model that may serve this has "
+            f"(the largest is {largest.name} with {largest.context_tokens}); ask for less, or register a "
+            "model with a larger context",
+        )
+    return None
+
+
+def _reject(snapshot: Snapshot, request: Request, cause: Cause, reason: str) -> Decision:
+    left_out = dict.fromkeys((model.name for model in snapshot.models.values()), _outside(request))
+    if cause is Cause.CONTEXT_TOO_SMALL:
+        for model in _serving(snapshot, request).all:
+            left_out[model.name] = LeftOut(cause, f"its context is {model.context_tokens} tokens")
+    return Decision(Action.REJECT, cause, reason, left_out=left_out)
+
+
+def _outside(request: Request) -> LeftOut:
+    asked = (
+        f"the agent type {request.agent_type!r}" if request.model is None else f"the model {request.model!r}"
+    )
+    return LeftOut(Cause.NOT_SERVING, f"it does not serve {asked}, which was asked for")
+
+
+def _filter(snapshot: Snapshot, request: Request, choice: _Choice) -> _Outcome:
+    left_out = dict.fromkeys((model.name for model in snapshot.models.values()), _outside(request))
+    gpus = gpu_rooms(snapshot)
+    candidates: list[ModelRoom] = []
+    for fell_back, models in ((False, choice.first), (True, choice.second)):
+        for model in models:
+            room = model_room(model, gpus)
+            found = obstacle(room, request, snapshot)
+            if found is None:
+                candidates.append(room)
+                del left_out[model.name]
+            else:
+                left_out[model.name] = found
+        if candidates:
+            return _Outcome(candidates, left_out, fell_back)
+    return _Outcome([], left_out, False)
+
+
+def _dispatch(request: Request, choice: _Choice, outcome: _Outcome) -> Decision:
+    parts = score(outcome.candidates, request)
+    chosen = pick(outcome.candidates, parts)
+    reason = dispatch_reason(chosen, parts)
+    if outcome.fell_back:
+        asked = _nearest(choice.first, outcome)
+        reason = (
+            f"{asked.name} was asked for and waits: {outcome.left_out[asked.name].reason}; meanwhile {reason}"
+        )
+    return Decision(
+        Action.DISPATCH,
+        Choice.FALLBACK if outcome.fell_back else Choice.CHOSEN,
+        reason,
+        model=chosen.model,
+        estimated_duration_ms=duration_ms(chosen.model, request),
+        limit=chosen.claim_limit,
+        gpu_limits={gpu.gpu.id: gpu.limit for gpu in chosen.gpus},
+        parts=parts,
+        left_out=outcome.left_out,
+    )
+
+
+def _hold(choice: _Choice, outcome: _Outcome) -> Decision:
+    hopeful = [
+        model for model in choice.first if outcome.left_out[model.name].code != Cause.CONTEXT_TOO_SMALL
+    ]
+    nearest = _nearest(hopeful or choice.second, outcome)
+    cause = outcome.left_out[nearest.name]
+    return Decision(
+        Action.HOLD,
+        cause.code,
+        f"{nearest.name} waits: {cause.reason}{_others(nearest, choice, outcome)}",
+        left_out=outcome.left_out,
+        retry_in_ms=_retry_ms(choice, outcome),
+    )
+
+
+def _nearest(models: Iterable[Model], outcome: _Outcome) -> Model:
+    """The model whose obstacle passes soonest: by kind, loading before other absence, by time, by name."""
+
+    def nearness(model: Model) -> tuple[int, bool, float, str]:
+        code = outcome.left_out[model.name].code
+        return _NEARNESS[code], model.residence is not Residence.LOADING, _pause_ms(model), model.name
+
+    return min(models, key=nearness)
+
+
+def _others(nearest: Model, choice: _Choice, outcome: _Outcome) -> str:
+    """What keeps the other models that could serve the request, by code."""
+    rest = sorted(model.name for model in choice.all if model.name != nearest.name)
+    if not rest:
+        return ""
+    shown = ", ".join(f"{name} ({outcome.left_out[name].code})" for name in rest[:_MOST_OTHERS])
+    more = f" and {len(rest) - _MOST_OTHERS} more" if len(rest) > _MOST_OTHERS else ""
+    return f"; also kept back: {shown}{more}"
+
+
+def _retry_ms(choice: _Choice, outcome: _Outcome) -> float | None:
+    """When the first open breaker or saturated backend lets through; None if no model is kept back by one."""
+    pauses = (_pause_ms(model) for model in choice.all if outcome.left_out[model.name].code in _PAUSES)
+    return min((pause for pause in pauses if pause > 0), default=None)
+
+
+def _pause_ms(model: Model) -> float:
+    """How long the model has to be left alone, as far as its breaker or backend told."""
+    return max(0.0, finite(model.breaker_open_for_ms) or 0.0, finite(model.saturated_for_ms) or 0.0)

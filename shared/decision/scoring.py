@@ -1,0 +1,136 @@
+"""The score of routing: one product of factors per candidate, lower is better, and the order it gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from shared.decision.capacity import ModelRoom, worst_pressure
+from shared.decision.estimate import service_s
+from shared.decision.readings import finite
+from shared.decision.snapshot import Model, Part, Request
+from shared.states import BackendType, Mode, Pressure, Thermal
+
+TIE = 1.05
+"""Scores within 5 % of the lowest count as equal (decision model, section 4)."""
+
+_SLOWEST_SPEED = 3.0
+_FAILURE_WEIGHT = 4.0
+_OTHER_AGENT = 1.5
+_OTHER_MODE = 1.25
+_VLLM_UNDER_STRESS = 2.0
+_SIZE_SPAN = 0.3
+_BATCH_PRIORITY = 2
+_PRESSED = frozenset({Pressure.HIGH, Pressure.CRITICAL})
+_HOT = frozenset({Thermal.THROTTLING, Thermal.CRITICAL})
+
+
+def score(rooms: Sequence[ModelRoom], request: Request) -> dict[str, Part]:
+    """The factors of every candidate, by name. All are positive and finite whatever the readings."""
+    if not rooms:
+        return {}
+    times = [service_s(room.model, request) for room in rooms]
+    best = min(times)
+    pressures = [worst_pressure(room.gpus) for room in rooms]
+    sizes = _size_factors(rooms, pressures)
+    return {
+        room.model.name: _part(room, request, _relative(time, best), pressure, size)
+        for room, time, pressure, size in zip(rooms, times, pressures, sizes, strict=True)
+    }
+
+
+def pick(rooms: Sequence[ModelRoom], parts: Mapping[str, Part]) -> ModelRoom:
+    """The best of one or more candidates: the lowest score; within 5 % of it, by ``_tie_break``."""
+    bound = min(part.score for part in parts.values()) * TIE
+    return min((room for room in rooms if parts[room.model.name].score <= bound), key=_tie_break)
+
+
+def order(rooms: Sequence[ModelRoom], parts: Mapping[str, Part]) -> tuple[ModelRoom, ...]:
+    """Candidates best first, each the one that ``pick`` would take of those after it."""
+    left = sorted((parts[room.model.name].score, _tie_break(room), room) for room in rooms)
+    ranked = []
+    while left:
+        bound = left[0][0] * TIE
+        tied = [index for index, entry in enumerate(left) if entry[0] <= bound]
+        ranked.append(left.pop(min(tied, key=lambda index: left[index][1]))[2])
+    return tuple(ranked)
+
+
+def _tie_break(room: ModelRoom) -> tuple[float, float, str]:
+    """KV headroom, then the cooler GPU, then the name; what is unknown comes after what is known."""
+    use = finite(room.model.kv_use)
+    heats = [finite(gpu.gpu.temperature_c) for gpu in room.gpus]
+    known = [heat for heat in heats if heat is not None]
+    hottest = max(known) if known and len(known) == len(heats) else math.inf
+    return (1.0 if use is None else use), hottest, room.model.name
+
+
+def _part(room: ModelRoom, request: Request, speed: float, pressure: Pressure, size: float) -> Part:
+    limit = max(1, room.claim_limit)
+    load = (room.busy + 1) / limit
+    failures = 1 + _FAILURE_WEIGHT * _failure_share(room.model)
+    affinity = _affinity(room.model, request)
+    mode = _mode(room, request, pressure)
+    return Part(
+        score=load * speed * failures * affinity * mode * size,
+        load=load,
+        speed=speed,
+        failures=failures,
+        affinity=affinity,
+        mode=mode,
+        size=size,
+        busy=room.busy,
+        limit=limit,
+    )
+
+
+def _relative(time: float, best: float) -> float:
+    if time <= 0 or best <= 0:
+        return 1.0 if time <= best else _SLOWEST_SPEED
+    return min(max(time / best, 1.0), _SLOWEST_SPEED)
+
+
+def _failure_share(model: Model) -> float:
+    share = finite(model.failure_ema)
+    return 1.0 if share is None else min(max(share, 0.0), 1.0)
+
+
+def _affinity(model: Model, request: Request) -> float:
+    return 1.0 if request.agent_type is None or request.agent_type in model.agent_types else _OTHER_AGENT
+
+
+def _mode(room: ModelRoom, request: Request, pressure: Pressure) -> float:
+    vllm = room.model.backend is BackendType.VLLM
+    stressed = pressure in _PRESSED or any(gpu.gpu.thermal in _HOT for gpu in room.gpus)
+    if vllm and (request.prefer_llama_cpp or stressed):
+        return _VLLM_UNDER_STRESS
+    mode = request.mode or (Mode.BATCH if request.priority <= _BATCH_PRIORITY else Mode.INTERACTIVE)
+    return 1.0 if vllm is (mode is Mode.BATCH) else _OTHER_MODE
+
+
+def _size_factors(rooms: Sequence[ModelRoom], pressures: Sequence[Pressure]) -> list[float]:
+    """1 to 1.3 by rank of size: larger first at low pressure, smaller first from high on, else 1.
+
+    Ranked among the candidates at the same level, so that a level of its own is no merit or fault.
+    """
+    groups: dict[Pressure, dict[float, float]] = {}
+    for pressure in set(pressures):
+        sizes = {_size(room) for room, own in zip(rooms, pressures, strict=True) if own is pressure}
+        groups[pressure] = _ranks(sizes, pressure)
+    return [groups[pressure][_size(room)] for room, pressure in zip(rooms, pressures, strict=True)]
+
+
+def _ranks(sizes: set[float], pressure: Pressure) -> dict[float, float]:
+    ascending = pressure in _PRESSED
+    if len(sizes) == 1 or not (ascending or pressure is Pressure.LOW):
+        return dict.fromkeys(sizes, 1.0)
+    known = sorted(sizes - {math.inf}, reverse=not ascending)
+    last = len(sizes) - 1
+    ordered = [*known, math.inf] if math.inf in sizes else known
+    return {size: 1 + _SIZE_SPAN * rank / last for rank, size in enumerate(ordered)}
+
+
+def _size(room: ModelRoom) -> float:
+    """GB of the model; unknown is infinite, which ranks last at every level."""
+    size = finite(room.model.vram_gb)
+    return math.inf if size is None else size
