@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from shared.config import Settings
 from shared.decision.snapshot import Gpu, Model, Request, Rules, Snapshot
+from shared.registry import Registration
 from shared.states import Mode, Pressure, Residence, Thermal
 from shared.store.records import GpuView, Head, ModelView, View
 
@@ -81,9 +82,7 @@ def _model(
     probe_ms = _number(fields, "probe_ms")
     # A probe from long ago says nothing of now; the breaker protects what is tried in spite of it.
     probe = fields if probe_ms is not None and now_ms - probe_ms <= stale_ms else {}
-    gpu = fields.get("gpu", "")
     open_until = _number(fields, "breaker_open_until_ms")
-    running, waiting = _number(probe, "backend_running"), _number(probe, "backend_waiting")
     return Model(
         name=entry.name,
         backend=entry.backend,
@@ -96,12 +95,16 @@ def _model(
         tokens_per_second=entry.tokens_per_second,
         pin=entry.pin,
         context_tokens=entry.context_tokens or _count(fields, "context_tokens", 2048),
+        # A server that is up and doesn't say has 2,048; one that is down may have any.
+        context_known=bool(entry.context_tokens or fields.get("context_tokens"))
+        or fields.get("residence") == Residence.RESIDENT,
         slots=entry.slots or _count(fields, "slots", 1),
-        gpus=(gpu,) if gpu in gpus else (),
+        gpus=_placed_on(entry, fields, gpus),
         residence=_one_of(Residence, probe.get("residence"), Residence.UNKNOWN),
         in_flight=_count(fields, "in_flight", 0),
-        backend_running=None if running is None else int(running),
-        backend_waiting=None if waiting is None else int(waiting),
+        backend_running=_whole(probe, "backend_running"),
+        backend_waiting=_whole(probe, "backend_waiting"),
+        probe_in_flight=_whole(probe, "probe_in_flight"),
         kv_use=_number(probe, "kv_use"),
         samples=_count(fields, "samples", 0),
         avg_latency_ms=_number(fields, "avg_latency_ms"),
@@ -114,6 +117,17 @@ def _model(
         breaker_half_open=open_until is not None and open_until <= now_ms,
         saturated_for_ms=max(0.0, (_number(fields, "saturated_until_ms") or 0.0) - now_ms),
     )
+
+
+def _placed_on(entry: Registration, fields: Mapping[str, str], gpus: Mapping[str, Gpu]) -> tuple[str, ...]:
+    """Where its monitor saw it; before the first probe, the only GPU that it can be on.
+
+    Without that guess a model registered a moment ago would be routed past a card's critical level.
+    """
+    if "probe_ms" in fields:
+        return tuple(gpu for gpu in (fields.get("gpu", ""),) if gpu in gpus)
+    local = [gpu for gpu in gpus if entry.host in (None, gpu.rpartition("/")[0])]
+    return (local[0],) if len(local) == 1 else ()
 
 
 def _faded(fields: Mapping[str, str], now_ms: int) -> float:
@@ -133,9 +147,14 @@ def _number(fields: Mapping[str, str], name: str) -> float | None:
     return value if abs(value) < float("inf") else None
 
 
-def _count(fields: Mapping[str, str], name: str, default: int) -> int:
+def _whole(fields: Mapping[str, str], name: str) -> int | None:
     value = _number(fields, name)
-    return default if value is None else int(value)
+    return None if value is None else int(value)
+
+
+def _count(fields: Mapping[str, str], name: str, default: int) -> int:
+    value = _whole(fields, name)
+    return default if value is None else value
 
 
 _Level = TypeVar("_Level", Pressure, Thermal, Residence)

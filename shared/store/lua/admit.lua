@@ -20,6 +20,11 @@ if o.job_id then
 end
 local new = o.create
 if redis.call('EXISTS', key('job', new.id)) == 0 then
+  -- Settled before, by a call whose reply was lost or by another router: what was refused stays refused.
+  -- pcall, since the group is gone after a FLUSHALL; then nothing is pending either.
+  if #redis.pcall('XPENDING', K.requests, o.group, o.entry, o.entry, 1) == 0 then
+    return {'DEAD', '', 'it was settled before'}
+  end
   if queued_count() >= new.bound then
     return dead('the queue is full (' .. int(new.bound) .. ' jobs wait): send it again later')
   end

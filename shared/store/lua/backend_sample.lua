@@ -11,6 +11,8 @@ local fields = o.fields
 fields.probe_ms = ts
 fields.probe_boot = o.boot
 fields.probe_seq = int(o.seq)
+-- Beside the backend's own counts: how many of those are ours, so that others' can be told from them later.
+fields.probe_in_flight = redis.call('HGET', model, 'in_flight') or '0'
 if #o.missing > 0 then redis.call('HDEL', model, unpack(o.missing)) end
 hset(model, fields)
 return 'STORED'

@@ -35,6 +35,7 @@ end
 redis.call('HINCRBY', key('model', o.model), 'in_flight', 1)
 local fields = o.fields
 fields.state = STATE.running
+fields.decision_model = o.model -- the slot taken above is the one to be given back
 fields.attempt = int(attempt)
 fields.nonce = o.nonce
 fields.router = o.router
@@ -47,7 +48,7 @@ local hold = redis.call('HGET', K.holds, job.target)
 if hold and not o.keep_holds[cjson.decode(hold).code] then redis.call('HDEL', K.holds, job.target) end
 redis.call('ZADD', K.leases, int(NOW + o.lease_ms), o.id)
 emit(EVENT.started, o.id, STATE.running, attempt,
-  {'model', o.model, 'backend', fields.decision_backend, 'gpu', fields.slot_gpus, 'router', o.router,
-   'reason', fields.decision_reason})
+  {'model', o.model, 'backend', fields.decision_backend or '', 'gpu', fields.slot_gpus, 'router', o.router,
+   'reason', fields.decision_reason or ''})
 xadd('decisions', 'decision', {'job_id', o.id, 'target', job.target, 'attempt', int(attempt)}, o.decision)
 return {'CLAIMED', int(attempt), job.deadline_ms, redis.call('GET', key('request', o.id)) or ''}

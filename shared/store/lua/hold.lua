@@ -3,6 +3,8 @@
 local o = cjson.decode(ARGV[1])
 local job = load_job(o.id)
 if not job or job.state ~= STATE.queued then return 'GONE' end
+-- A delayed job heads no queue: its hold would stay behind where nothing waits.
+if not redis.call('ZSCORE', key('ready', job.target), o.id) then return 'GONE' end
 local held = redis.call('HGET', K.holds, job.target)
 if held and cjson.decode(held).code == o.code then return 'SAME' end
 redis.call('HSET', K.holds, job.target,

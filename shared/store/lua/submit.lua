@@ -5,7 +5,7 @@ if redis.call('EXISTS', key('job', o.id)) == 1 then return {'ACCEPTED', o.id, '0
 if o.idempotency then
   local known = redis.call('GET', key('idempotency', o.idempotency))
   if known then
-    local id, digest = string.match(known, '^(%S+) (%S+)$')
+    local id, digest = string.match(known, '^(%S+) (%S*)$')
     if redis.call('EXISTS', key('job', id)) == 1 then
       return {digest == o.digest and 'DUPLICATE' or 'MISMATCH', id, '0'}
     end
