@@ -1,0 +1,150 @@
+"""The README's commands, curl lines and redis-cli lines, run word for word against what `make up` starts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shared import config
+from tests.kit.stack import ROOT
+from tests.kit.waiting import wait_until
+
+PORTS = (8000, 6390)
+"""The README speaks of the default ports, so they must be free for this test."""
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_STARTED_BY_THE_TEST = ("make up", "make test", "make check")
+
+
+def fences(language: str) -> list[str]:
+    """The README's blocks of one language, in order."""
+    found = _FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    return [text for kind, text in found if kind == language]
+
+
+def commands() -> list[str]:
+    """The blocks to run, without the lines that start the whole or run these very tests."""
+    kept = []
+    for block in fences("bash"):
+        lines = [line for line in block.splitlines() if not line.startswith(_STARTED_BY_THE_TEST)]
+        if any(line.strip() for line in lines):
+            kept.append("\n".join(lines))
+    return kept
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The project as a clone has it, sharing our virtual environment so that nothing is installed twice."""
+    place = tmp_path / "clone"
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, check=True,
+    ).stdout.split(b"\0")  # fmt: skip
+    for name in filter(None, tracked):
+        source = ROOT / os.fsdecode(name)
+        if source.is_file():
+            target = place / os.fsdecode(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    (place / ".venv").symlink_to(Path(sys.prefix))
+    return place
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """A plain environment, with our own command line standing in where redis-cli is not installed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORCH_")}
+    if shutil.which("redis-cli"):
+        return kept
+    shims = tmp_path / "bin"
+    shims.mkdir()
+    shim = shims / "redis-cli"
+    shim.write_text(f'#!/bin/sh\nexec "{Path(sys.prefix) / "bin" / "gpu-orchestrator"}" redis "$@"\n')
+    shim.chmod(0o755)
+    return {**kept, "PATH": f"{shims}:{kept['PATH']}"}
+
+
+@pytest.fixture
+def up(checkout: Path, environ: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    taken = [port for port in PORTS if _answers(port)]
+    if taken:
+        assert "CI" not in os.environ, f"ports {taken} are taken"
+        pytest.skip(f"ports {taken} are taken: stop what runs there to test the README")
+    with (checkout / "up.out").open("wb") as out:
+        process = subprocess.Popen(
+            ["make", "up"], cwd=checkout, env=environ, stdout=out, stderr=out, start_new_session=True
+        )
+        yield process
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_every_command_of_the_readme_works_as_it_stands(
+    up: subprocess.Popen[bytes], checkout: Path, environ: dict[str, str]
+) -> None:
+    out = checkout / "up.out"
+    await wait_until(
+        lambda: up.poll() is not None or "XREVRANGE" in out.read_text(), "make up is ready", timeout_s=90
+    )
+    assert up.poll() is None, out.read_text()
+    assert "SIMULATED" in out.read_text().upper()
+
+    script = "set -euo pipefail\n" + "\necho '--- next block'\n".join(commands())
+    code, printed = await _run(script, checkout, environ)
+
+    assert code == 0, printed
+    answers = printed.split("--- next block\n")
+    job, _ = json.JSONDecoder().raw_decode(answers[0])
+    assert job["state"] == "succeeded"
+    assert "[simulated" in job["result"]["text"]
+    assert '"memory_used_gb"' in answers[0]
+    assert "reason" in answers[0]
+    assert '"state":"succeeded"' in answers[2].replace(" ", "")
+    assert "event: job.succeeded" in answers[2]
+    assert "job.queued" in answers[3]
+    assert "ERR" not in answers[3]
+
+    os.killpg(up.pid, signal.SIGINT)
+    await wait_until(lambda: up.poll() is not None, "make up ends", timeout_s=30)
+    assert [port for port in PORTS if _answers(port)] == []
+
+
+def test_the_configuration_of_the_readme_is_valid() -> None:
+    blocks = fences("yaml")
+    assert blocks
+    for block in blocks:
+        settings = config.parse(yaml.safe_load(block), "README.md")
+        assert settings.models
+
+
+async def _run(script: str, directory: Path, environ: dict[str, str]) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        "bash",
+        "-c",
+        script,
+        cwd=directory,
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    printed, _ = await asyncio.wait_for(process.communicate(), timeout=90)
+    return process.returncode or 0, printed.decode()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
