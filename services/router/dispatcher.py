@@ -33,6 +33,8 @@ from shared.store.records import FailOutcome, Failure, FinishOutcome
 
 _BODY = TypeAdapter(dict[str, JsonValue])
 _AWAY_S = 0.2
+_HAND_OVER_S = 4.0
+"""For recording what was handed over; what Redis does not take by then is swept when its lease runs out."""
 _Answer = TypeVar("_Answer")
 
 
@@ -101,7 +103,9 @@ class Dispatcher:
             attempt.released.set()
         if left:
             logger.info("handing over {} jobs that still run", len(left))
-            await asyncio.wait([task for _, task in left], timeout=self._router.lease_s)
+            _, stuck = await asyncio.wait([task for _, task in left], timeout=_HAND_OVER_S)
+            for task in stuck:
+                task.cancel()
 
     def _forget(self, attempt: Attempt) -> None:
         known = self._running.get(attempt.job_id)

@@ -57,7 +57,13 @@ def checkout(tmp_path: Path) -> Path:
             target = place / os.fsdecode(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    (place / ".venv").symlink_to(Path(sys.prefix))
+    # A directory of its own, with its own stamp: else its make would install the copy into our environment.
+    venv = place / ".venv"
+    venv.mkdir()
+    for part in Path(sys.prefix).iterdir():
+        if not part.name.startswith("."):
+            (venv / part.name).symlink_to(part)
+    (venv / ".installed").touch()
     return place
 
 

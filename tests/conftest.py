@@ -1,0 +1,8 @@
+"""Fixtures for all tests."""
+
+pytest_plugins = [
+    "tests.kit.fixtures",
+    "tests.kit.redis_fixture",
+    "tests.kit.store_fixture",
+    "tests.kit.api_fixture",  # imports the one above it, which must be registered first
+]

@@ -1,0 +1,266 @@
+"""The supervisor behind ``make up``: what starts, what dies, what stops, and what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from services.up.app import write_effective
+from services.up.ports import move_simulator
+from services.up.supervisor import RestartPolicy
+from shared import config
+from shared.store.server import EmbeddedRedis
+from tests.kit.redis_fixture import free_port, redis_reply
+from tests.kit.up import Starter, running
+from tests.kit.waiting import wait_until
+
+HEALTHY = ("monitor=idle", "router=idle", "api=ready")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starter]:
+    starter = Starter(tmp_path)
+    yield starter
+    for up in starter.started:
+        if up.process.poll() is None:
+            up.process.terminate()
+            up.process.wait(20)
+
+
+async def test_what_runs_is_listed_with_its_address_and_log_and_said_to_be_simulated(start: Starter) -> None:
+    up = start("simulator=idle", *HEALTHY)
+    await up.ready()
+    shown = up.output
+    assert f"is ready: http://127.0.0.1:{up.api_port}" in shown
+    assert "SIMULATED" in shown
+    for name in ("simulator", "monitor", "router", "api"):
+        (line,) = up.lines(f"address of the {name}")
+        assert f"data/logs/{name}.out" in line
+        assert any(f"pid {pid} " in line for pid in up.children())
+    assert up.lines(f"127.0.0.1:{up.redis_port} (")
+    assert "bin/gpu-orchestrator" in shown
+    assert "XREVRANGE orch:decisions + - COUNT 3" in shown
+    assert "\033" not in shown
+
+
+async def test_children_read_the_settings_from_one_file_and_from_nowhere_else(start: Starter) -> None:
+    up = start(*HEALTHY, ORCH_API__MAX_WAIT_S="77", ORCH_HOST_NAME="box", ORCH_INSTANCE="one")
+    await up.ready()
+    assert (
+        "router runs with ORCH_CONFIG ORCH_HOST_NAME\n" in (up.directory / "data/logs/router.out").read_text()
+    )
+    path = up.directory / "data/effective.yaml"
+    assert config.load({"ORCH_CONFIG": str(path)}).api.max_wait_s == 77
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.slow
+async def test_the_real_services_become_ready_do_a_job_and_stop(start: Starter) -> None:
+    model = {"name": "small", "port": free_port(), "simulated": True, "agent_types": ["Chat"], "slots": 2}
+    up = start.real(
+        ORCH_MODELS=json.dumps([model]),
+        ORCH_SIMULATOR__PORT=str(free_port()),
+        ORCH_SIMULATOR__LOAD_S="0",
+        ORCH_SIMULATOR__SPEEDUP="20",
+    )
+    await up.ready()
+    pids = up.children()
+    api = HTTPConnection("127.0.0.1", up.api_port, timeout=30)
+    with contextlib.closing(api):
+        api.request("POST", "/v1/jobs?wait=20", json.dumps({"prompt": "Hi", "max_tokens": 8}))
+        job = json.loads(api.getresponse().read())
+    assert job["state"] == "succeeded", job
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(20) == 0
+    assert running(pids) == []
+    assert "Traceback" not in "".join(log.read_text() for log in (up.directory / "data/logs").glob("*.out"))
+    assert not up.lines("died"), up.output
+
+
+async def test_a_dead_child_is_started_again_and_one_line_says_why(start: Starter) -> None:
+    up = start("monitor=dies-once", "router=idle", "api=ready")
+    await up.ready()
+    log = up.directory / "data/logs/monitor.out"
+    await wait_until(lambda: log.read_text().count("monitor runs") == 2, "the monitor runs again")
+    (line,) = up.lines("monitor died")
+    assert len(up.children()) == 4
+    assert "exit status 1" in line
+    assert "monitor cannot go on" in line
+    assert "data/logs/monitor.out" in line
+    assert "starting it again" in line
+
+
+async def test_a_killed_redis_comes_back_with_its_data(start: Starter) -> None:
+    up = start(*HEALTHY)
+    await up.ready()
+    url = f"redis://127.0.0.1:{up.redis_port}/0"
+    redis_reply(url, "SET", "kept", "yes")
+    before = up.redis_pid()
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    await wait_until(lambda: up.redis_pid() not in (None, before), "another Redis answers")
+    (line,) = up.lines("redis died")
+    assert "killed by SIGKILL" in line
+    assert redis_reply(url, "GET", "kept") == b"yes"
+
+
+def test_a_child_that_keeps_dying_stops_everything(start: Starter) -> None:
+    up = start("monitor=dies", "router=idle", "api=ready")
+    assert up.process.wait(20) == 1
+    last = up.output.splitlines()[-1]
+    assert "monitor died (exit status 1): monitor cannot go on" in last
+    assert "5 times in 30 s" in last
+    assert up.stopped.count("router") == 1
+    assert "Traceback" not in up.output
+
+
+def test_what_is_not_ready_in_time_is_named(start: Starter) -> None:
+    up = start("monitor=idle", "router=idle", "api=unready", ready_timeout_s=1.0)
+    assert up.process.wait(20) == 1
+    (line,) = up.lines("not ready after 1 s")
+    assert '/readyz says 503: {"redis": "ok", "router": "none alive"}' in line
+
+
+async def test_ctrl_c_stops_the_draining_ones_first_and_leaves_nothing(start: Starter) -> None:
+    up = start("simulator=idle", *HEALTHY)
+    await up.ready()
+    pids = up.children()
+    assert len(pids) == 5
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(20) == 0
+    assert running(pids) == []
+    assert set(up.stopped[:2]) == {"api", "router"}
+    assert set(up.stopped[2:]) == {"monitor", "simulator"}
+    assert "ready to exit" in (up.directory / "data/logs/redis.out").read_text()
+
+
+async def test_a_second_ctrl_c_kills_what_does_not_stop(start: Starter) -> None:
+    up = start("monitor=idle", "router=stubborn", "api=ready")
+    await up.ready()
+    pids = up.children()
+    up.process.send_signal(signal.SIGINT)
+    await wait_until(lambda: up.stopped == ["api"], "the api has stopped")
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(5) == 0
+    assert running(pids) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a parent-death signal")
+async def test_nothing_outlives_a_killed_supervisor(start: Starter) -> None:
+    up = start("simulator=stubborn", *HEALTHY)
+    await up.ready()
+    pids = up.children()
+    assert len(pids) == 5
+    up.process.kill()
+    up.process.wait()
+    await wait_until(lambda: running(pids) == [], "every child has ended")
+
+
+def test_a_taken_api_port_is_one_line_that_names_the_setting(start: Starter) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        up = start.real(ORCH_API__PORT=str(port))
+        assert up.process.wait(20) == 1
+    (line,) = up.output.splitlines()
+    assert f"api.port {port} on 127.0.0.1 is taken" in line
+
+
+def test_a_taken_redis_port_is_one_line_that_names_the_setting(start: Starter) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        up = start(*HEALTHY, ORCH_REDIS__EMBEDDED_PORT=str(port))
+        assert up.process.wait(20) == 1
+    (line,) = up.output.splitlines()
+    assert f"redis.embedded_port {port}" in line
+
+
+def test_wrong_settings_are_one_line_and_exit_status_2(start: Starter) -> None:
+    up = start.real(ORCH_ROUTER__LEASE_S="soon")
+    assert up.process.wait(20) == 2
+    (line,) = up.output.splitlines()
+    assert "router.lease_s = 'soon'" in line
+
+
+def test_a_given_redis_that_does_not_answer_is_one_line_without_its_password(start: Starter) -> None:
+    up = start.real(ORCH_REDIS__URL=f"redis://:secret@127.0.0.1:{free_port()}/0")
+    assert up.process.wait(20) == 1
+    (line,) = up.output.splitlines()
+    assert "redis.url redis://127.0.0.1:" in line
+    assert "does not answer" in line
+    assert "secret" not in line
+
+
+def test_a_given_redis_that_evicts_is_refused(start: Starter, tmp_path: Path) -> None:
+    with EmbeddedRedis(free_port(), tmp_path / "other") as other:
+        redis_reply(other.url, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        up = start.real(ORCH_REDIS__URL=other.url)
+        assert up.process.wait(20) == 1
+    assert "maxmemory-policy allkeys-lru" in up.output.splitlines()[-1]
+
+
+async def test_a_given_redis_is_used_and_left_running(start: Starter, tmp_path: Path) -> None:
+    with EmbeddedRedis(free_port(), tmp_path / "other") as other:
+        up = start(*HEALTHY, ORCH_REDIS__URL=other.url)
+        await up.ready()
+        assert len(up.children()) == 3
+        up.process.terminate()
+        assert up.process.wait(20) == 0
+        assert redis_reply(other.url, "DBSIZE") == 0
+
+
+def test_the_simulator_moves_off_taken_ports_and_says_so(tmp_path: Path) -> None:
+    api, control, second = free_port(), free_port(), free_port()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        models = [
+            {"name": "first", "port": taken, "simulated": True},
+            {"name": "second", "port": second, "simulated": True},
+            {"name": "third", "port": api, "simulated": True},
+            {"name": "real", "port": taken},
+        ]
+        settings = config.parse(
+            {"models": models, "simulator": {"port": control}, "api": {"port": api}}, "the test"
+        )
+        moved, notes = move_simulator(settings)
+    ports = {model.name: model.port for model in moved.models}
+    assert ports["second"] == second
+    assert moved.simulator.port == control
+    assert ports["real"] == taken
+    assert len({ports["first"], ports["second"], ports["third"], taken, control, api}) == 6
+    assert notes == [
+        f"port {taken} is taken: the simulated first listens on {ports['first']} instead",
+        f"port {api} is taken: the simulated third listens on {ports['third']} instead",
+    ]
+    path = write_effective(moved, tmp_path / "effective.yaml")
+    assert config.load({"ORCH_CONFIG": str(path)}).registrations == moved.registrations
+
+
+def test_restarts_wait_twice_as_long_each_time_up_to_a_cap_and_end() -> None:
+    policy = RestartPolicy(base_s=0.5, cap_s=5.0, deaths=6, window_s=30.0)
+    assert [policy.died(now) for now in (0, 1, 2, 3, 4, 5)] == [0.5, 1.0, 2.0, 4.0, 5.0, None]
+
+
+def test_deaths_far_apart_are_forgotten() -> None:
+    policy = RestartPolicy()
+    assert [policy.died(now) for now in (0, 20, 40, 60, 80, 100, 120)] == [0.5, 1, 1, 1, 1, 1, 1]
+
+
+def test_the_default_models_are_written_out_for_the_children(tmp_path: Path) -> None:
+    settings = config.load({})
+    path = write_effective(settings, tmp_path / "effective.yaml")
+    read = config.load({"ORCH_CONFIG": str(path)})
+    assert json.loads(read.model_dump_json(exclude={"models"})) == json.loads(
+        settings.model_dump_json(exclude={"models"})
+    )
+    assert read.registrations == settings.registrations
+    assert read.simulates
