@@ -11,13 +11,13 @@ from dataclasses import replace
 from loguru import logger
 
 from services.router.dispatcher import Attempt, Dispatcher, api_key_of
-from services.router.fleet import request_of, snapshot_of
 from services.router.orders import claim_order, decision_line
 from services.router.wakeup import Wakeup
 from shared.config import Settings
 from shared.decision.routing import decide
 from shared.decision.snapshot import Decision, Model, Request, Snapshot
 from shared.errors import StoreUnavailable
+from shared.snapshots import request_of, snapshot_of
 from shared.states import Action
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore

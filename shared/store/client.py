@@ -10,7 +10,13 @@ from contextlib import asynccontextmanager
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -22,6 +28,7 @@ _READER_MARGIN_S = 5.0
 _MINIMUM_VERSION = (7, 0)
 _TRANSIENT = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError)
 _TRANSIENT_PREFIXES = (
+    "BUSY ",
     "MISCONF",
     "LOADING",
     "READONLY",
@@ -80,9 +87,17 @@ _WIRE = {
 
 @asynccontextmanager
 async def translating(redis: Redis) -> AsyncIterator[None]:
-    """Turn "Redis can't be used right now" in all its forms into ``StoreUnavailable``; let bugs through."""
+    """Turn "Redis can't be used right now" in all its forms into ``StoreUnavailable``; let bugs through.
+
+    redis-py sends through ``asyncio.wait_for``, which in Python 3.11 forgets a cancellation that comes as its
+    inner call is done: a loop around the call would then run for ever, so it is made up for here.
+    """
+    task = asyncio.current_task()
+    cancellations = task.cancelling() if task is not None else 0
     try:
         yield
+        if task is not None and task.cancelling() > cancellations:
+            raise asyncio.CancelledError
     except ReadOnlyError as error:
         # After a failover idle connections still lead to the demoted node.
         await redis.connection_pool.disconnect(inuse_connections=False)
@@ -98,13 +113,21 @@ async def translating(redis: Redis) -> AsyncIterator[None]:
 async def check_server(redis: Redis) -> list[str]:
     """Refuse a server that would lose jobs; return warnings for one that merely may.
 
-    Raises ``StoreUnusable`` for a version under 7.0 or an evicting memory policy, ``StoreUnavailable`` when
-    it does not answer.
+    Raises ``StoreUnusable`` for a version under 7.0, an evicting memory policy or a refused password,
+    ``StoreUnavailable`` when it does not answer.
     """
-    async with translating(redis):
-        server = await redis.info("server")
-        memory = await redis.info("memory")
-        persistence = await redis.info("persistence")
+    try:
+        async with translating(redis):
+            server = await redis.info("server")
+            memory = await redis.info("memory")
+            persistence = await redis.info("persistence")
+    except StoreUnavailable as error:
+        # To redis-py this is a ConnectionError; waiting for it to pass would be waiting for ever.
+        if isinstance(error.__cause__, AuthenticationError):
+            raise StoreUnusable(
+                f"Redis refuses the user or password of redis.url: {error.__cause__}"
+            ) from error
+        raise
     version = str(server.get("redis_version", "0"))
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers < _MINIMUM_VERSION:

@@ -16,7 +16,7 @@ from shared.keys import Keys
 from shared.registry import Registration
 from shared.store.client import translating
 from shared.store.records import GpuView, Head, ModelView, ServiceRecord, TargetView, View
-from shared.store.scripts import Scripts
+from shared.store.scripts import Scripts, encoded
 
 HEARTBEAT_S = 2.0
 HEARTBEAT_TTL_S = 10.0
@@ -66,7 +66,7 @@ class FleetStore:
             "fields": [item for pair in sample.fields.items() for item in pair],
             "level": dict(sample.level),
         }
-        outcome, seq = await self._run("gpu_sample", json.dumps(order))
+        outcome, seq = await self._run("gpu_sample", encoded(order))
         return str(outcome), int(seq)
 
     async def publish_backend(self, sample: BackendSample) -> str:
@@ -79,7 +79,7 @@ class FleetStore:
             "fields": {name: value for name, value in sample.fields.items() if value is not None},
             "missing": [name for name, value in sample.fields.items() if value is None],
         }
-        return str(await self._run("backend_sample", json.dumps(order)))
+        return str(await self._run("backend_sample", encoded(order)))
 
     async def level(self, gpu: str) -> Mapping[str, str]:
         """The level hash of a GPU, empty if it was never read."""
@@ -120,13 +120,11 @@ class FleetStore:
             "entries": {entry.name: entry.model_dump_json(exclude_defaults=True) for entry in entries},
             "replace_file": replace_file,
         }
-        return list(await self._run("register", json.dumps(order)))
+        return list(await self._run("register", encoded(order)))
 
     async def heartbeat(self, instance: str, boot: str, entry: Mapping[str, str | int]) -> None:
         """Say that this instance lives; raises ``InstanceTaken`` if another live process has its name."""
-        outcome = await self._run(
-            "heartbeat", instance, boot, json.dumps(dict(entry)), round(HEARTBEAT_TTL_S * 1000)
-        )
+        outcome = await self._run("heartbeat", instance, boot, encoded(entry), round(HEARTBEAT_TTL_S * 1000))
         if outcome == "TAKEN":
             raise InstanceTaken(
                 f"another live process is registered as {instance!r}: set ORCH_INSTANCE to a name of its own"
@@ -163,7 +161,7 @@ class FleetStore:
                 self._parsed[raw] = None
         return self._parsed[raw]
 
-    async def _run(self, name: str, *args: str | int) -> Any:
+    async def _run(self, name: str, *args: str | bytes | int) -> Any:
         async with translating(self._redis):
             return await self._scripts.run(name, *args)
 

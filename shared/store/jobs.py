@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from shared.store.records import (
     SubmitOutcome,
     Submitted,
 )
-from shared.store.scripts import Scripts
+from shared.store.scripts import Scripts, encoded
 
 _RAW_FIELD_CAP = 2_000
 """Characters of one raw field kept in the dead-letter stream: enough to recognise it, not to fill Redis."""
@@ -59,7 +60,7 @@ class JobStore:
         order: dict[str, Any] = {**_new_job(job), "bound": bound}
         if idempotency is not None:
             order |= {"idempotency": idempotency, "digest": digest}
-        outcome, job_id, rate = await self._run("submit", json.dumps(order), job.body)
+        outcome, job_id, rate = await self._run("submit", encoded(order), job.body)
         return Submitted(SubmitOutcome(outcome), job_id, float(rate))
 
     async def admit_known(self, entry_id: str, job_id: str) -> tuple[AdmitOutcome, str]:
@@ -81,7 +82,7 @@ class JobStore:
         """Start an attempt if everything that the decision assumed still holds."""
         reply = await self._run(
             "claim",
-            json.dumps(
+            encoded(
                 {
                     "id": order.job_id,
                     "nonce": order.nonce,
@@ -124,8 +125,10 @@ class JobStore:
         learned: Mapping[str, float],
     ) -> FinishOutcome:
         """Record a success; ``learned`` updates the model's moving averages (its hash fields)."""
-        order = {"id": job_id, "attempt": attempt, "fields": dict(fields), "learned": dict(learned)}
-        return FinishOutcome(await self._run("finish", json.dumps(order), result))
+        # One NaN in a moving average would stay in it for ever.
+        numbers = {name: value for name, value in learned.items() if math.isfinite(value)}
+        order = {"id": job_id, "attempt": attempt, "fields": dict(fields), "learned": numbers}
+        return FinishOutcome(await self._run("finish", encoded(order), result))
 
     async def fail(self, job_id: str, attempt: int, failure: Failure) -> FailOutcome:
         """Record that an attempt ended without success; the script decides between retry and an end."""
@@ -141,10 +144,12 @@ class JobStore:
             "saturated_ms": failure.saturated_ms,
             "fields": dict(failure.fields),
         }
-        return FailOutcome(await self._run("fail", json.dumps(order)))
+        return FailOutcome(await self._run("fail", encoded(order)))
 
     async def cancel(self, job_id: str, reason: str) -> tuple[CancelOutcome, str]:
         """Cancel a job; answers with its state."""
+        if not _is_id(job_id):
+            return CancelOutcome.UNKNOWN, ""
         outcome, state = await self._run("cancel", job_id, reason)
         return CancelOutcome(outcome), state
 
@@ -167,6 +172,8 @@ class JobStore:
 
     async def get(self, job_id: str, *, with_result: bool = True) -> JobRecord | None:
         """One job as it stands, None if unknown (or kept no longer)."""
+        if not _is_id(job_id):
+            return None
         async with translating(self._redis):
             fields: Any = await self._redis.hgetall(self._keys.job(job_id))
             if "state" not in fields:
@@ -182,16 +189,24 @@ class JobStore:
     async def list_newest(self, *, state: JobState | None, limit: int) -> list[JobRecord]:
         """The newest jobs, optionally of one state, newest first, without results."""
         found: list[JobRecord] = []
-        start = 0
+        # By score, not by rank: ranks move while jobs come in and forgotten ones are dropped.
+        before = "+inf"
         async with translating(self._redis):
             while len(found) < limit:
-                ids: Any = await self._redis.zrange(
-                    self._keys.static("index"), start, start + _PAGE - 1, desc=True
+                page: Any = await self._redis.zrange(
+                    self._keys.static("index"),
+                    before,
+                    "-inf",
+                    desc=True,
+                    byscore=True,
+                    withscores=True,
+                    offset=0,
+                    num=_PAGE,
                 )
-                if not ids:
+                if not page:
                     break
-                found += await self._page(ids, state)
-                start += _PAGE
+                found += await self._page([job_id for job_id, _ in page], state)
+                before = f"({page[-1][1]:.3f}"
         return found[:limit]
 
     async def counts(self) -> tuple[int, int]:
@@ -226,7 +241,7 @@ class JobStore:
         return JobRecord(record.job_id, record.fields, None if rank is None else int(rank) + 1, hold or "")
 
     async def _admit(self, order: Mapping[str, Any], body: bytes) -> tuple[AdmitOutcome, str]:
-        reply = await self._run("admit", json.dumps({**order, "group": ROUTER_GROUP}), body)
+        reply = await self._run("admit", encoded({**order, "group": ROUTER_GROUP}), body)
         outcome = AdmitOutcome(reply[0])
         return outcome, reply[2] if outcome is AdmitOutcome.DEAD else reply[1]
 
@@ -238,6 +253,11 @@ class JobStore:
 def raw_fields(fields: Mapping[str, str]) -> str:
     """The fields of an entry as JSON for the dead letters, long values cut with their length said."""
     return json.dumps({name[:200]: _capped(value) for name, value in list(fields.items())[:100]})
+
+
+def _is_id(job_id: str) -> bool:
+    # An id from a URL such as "<id>:request" would lead to a key of another kind.
+    return ":" not in job_id
 
 
 def is_final(state: str) -> bool:
@@ -265,5 +285,5 @@ def _new_job(job: NewJob) -> dict[str, Any]:
     return order
 
 
-def _verdict(job_id: str, code: str, reason: str, decision: Sequence[str]) -> str:
-    return json.dumps({"id": job_id, "code": code, "reason": reason, "decision": list(decision)})
+def _verdict(job_id: str, code: str, reason: str, decision: Sequence[str]) -> bytes:
+    return encoded({"id": job_id, "code": code, "reason": reason, "decision": list(decision)})

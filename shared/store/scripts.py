@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -47,6 +48,15 @@ class Scripts:
     async def run(self, name: str, *args: str | bytes | int) -> Any:
         """Run a script; its reply is parsed by the typed wrapper that called."""
         return await self._scripts[name](keys=[self._slot_key], args=list(args))
+
+
+def encoded(order: Mapping[str, Any]) -> bytes:
+    """A script's argument as JSON.
+
+    Half a surrogate pair, which neither UTF-8 nor Lua's decoder takes, becomes a question mark: a backend may
+    cut its answer in the middle of an emoji, and that must not keep an attempt from being recorded.
+    """
+    return json.dumps(order, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def _source(name: str, prelude: str) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from shared.config import HistorySettings
 from shared.errors import StoreUnavailable
 from shared.keys import ROUTER_GROUP, Keys
 from shared.store.client import BLOCK_S, translating
 from shared.store.records import StreamEntry
+from shared.store.scripts import Scripts
 
 
 class Intake:
@@ -25,6 +27,7 @@ class Intake:
         self._reader = reader
         self._stream = keys.requests
         self._consumer = consumer
+        self._scripts = Scripts(reader, keys, HistorySettings(), retention_s=86_400.0)
         self._cursor = "0-0"
 
     async def ensure(self) -> None:
@@ -63,14 +66,8 @@ class Intake:
 
     async def forget_idle_consumers(self, *, idle_ms: int) -> list[str]:
         """Delete consumers that are long gone; never one with pending entries, which would be lost (H14)."""
-        gone: list[str] = []
         async with translating(self._reader):
-            for consumer in await self._reader.xinfo_consumers(self._stream, ROUTER_GROUP):
-                name = consumer["name"]
-                if name != self._consumer and consumer["pending"] == 0 and consumer["idle"] > idle_ms:
-                    await self._reader.xgroup_delconsumer(self._stream, ROUTER_GROUP, name)
-                    gone.append(name)
-        return gone
+            return list(await self._scripts.run("forget_consumers", ROUTER_GROUP, self._consumer, idle_ms))
 
     async def _read_group(self, after: str, count: int, *, block: bool) -> list[StreamEntry]:
         async with translating(self._reader):
