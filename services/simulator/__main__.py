@@ -1,0 +1,48 @@
+"""The simulator as a process: ``python -m services.simulator``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+import uvloop
+from loguru import logger
+
+from services.simulator.host import SimulatedHost
+from shared import config, log
+from shared.errors import OrchestratorError
+
+
+async def serve(settings: config.Settings) -> None:
+    """Serve the simulated models until SIGTERM or SIGINT; raises ``OrchestratorError`` if it can't start."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with SimulatedHost(settings.registrations, settings.simulator) as host:
+        logger.warning("SIMULATED GPU and models: nothing here is real; control at {}", host.control_url)
+        logger.info("GPU 0 {} ({:.0f} MB, simulated)", host.card.name, host.card.memory_total_mb)
+        for backend in host.backends.values():
+            logger.info("model {} at {} (simulated)", backend.name, backend.url)
+        if not host.backends:
+            logger.warning("no model is simulated: only the GPU is")
+        await stop.wait()
+        logger.info("stopping")
+
+
+def main() -> int:
+    """Run the process; the exit status is 1 if it could not start."""
+    try:
+        settings = config.load(os.environ)
+        log.configure("simulator", settings.log)
+        uvloop.run(serve(settings))
+    except OrchestratorError as error:
+        logger.error("{}", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

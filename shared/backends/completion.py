@@ -1,0 +1,222 @@
+"""One completion by a backend: always streamed from it, so that closing the connection frees its slot."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+from pydantic import JsonValue
+
+from shared.backends.aggregate import Aggregate
+from shared.backends.errors import (
+    BackendError,
+    Broken,
+    Interrupted,
+    error_detail,
+    from_status,
+    retry_after_s,
+)
+from shared.backends.session import backend_errors, headers, root_url
+from shared.backends.sse import SseEvent, SseParser
+from shared.states import BackendType
+
+_ERROR_BODY_BYTES = 16 * 1024
+_EVENT_OVERHEAD_BYTES = 64 * 1024
+_SETTLE_S = 0.25
+"""How long the end of the body may take after ``[DONE]`` before the connection is closed from here."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionCall:
+    """What to ask of which backend.
+
+    ``body`` has ``prompt`` or ``messages``, not ``model`` nor ``stream``. ``idle_timeout_s`` is the longest
+    silence before the headers (a queued request gets none until a slot takes it) or between bytes; a
+    server's keep-alive comments count as life. ``max_result_bytes`` bounds the generated text in UTF-8.
+    """
+
+    base_url: str
+    backend: BackendType
+    upstream_name: str
+    body: Mapping[str, JsonValue]
+    api_key: str | None = field(repr=False)
+    connect_timeout_s: float
+    idle_timeout_s: float
+    max_result_bytes: int
+
+    @property
+    def chat(self) -> bool:
+        return "messages" in self.body
+
+    @property
+    def url(self) -> str:
+        return root_url(self.base_url) + ("/v1/chat/completions" if self.chat else "/v1/completions")
+
+    @property
+    def payload(self) -> dict[str, JsonValue]:
+        """The body as it goes out."""
+        options: dict[str, JsonValue] = {"include_usage": True}
+        return {**self.body, "model": self.upstream_name, "stream": True, "stream_options": options}
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came back. Times are ours unless said; None = the backend did not tell.
+
+    ``response`` is OpenAI's object (``chat.completion`` or ``text_completion``). ``first_token_ms`` is None
+    for an empty answer. ``prompt_ms`` and ``output_ms`` are the backend's own (llama.cpp ``timings``).
+    """
+
+    text: str
+    finish_reason: str | None
+    usage: dict[str, JsonValue] | None
+    response: dict[str, JsonValue]
+    first_token_ms: float | None
+    total_ms: float
+    prompt_tokens: int | None
+    output_tokens: int | None
+    prompt_ms: float | None
+    output_ms: float | None
+    truncated: bool
+
+
+async def complete(
+    session: aiohttp.ClientSession, call: CompletionCall, on_first_token: Callable[[], None] | None = None
+) -> Completion:
+    """Run one completion to its end; raises a ``BackendError``.
+
+    Cancelling the awaiting task closes the connection, which frees the backend's slot.
+    """
+    started = time.monotonic()
+    first_token_ms: float | None = None
+    result = Aggregate(chat=call.chat, limit=call.max_result_bytes)
+    async with open_stream(session, call) as response, aclosing(_events(response, call)) as events:
+        async for event in events:
+            if result.add(event) and first_token_ms is None:
+                first_token_ms = _ms_since(started)
+                if on_first_token is not None:
+                    on_first_token()
+            if result.done or result.truncated:
+                break
+        _check_end(result)
+        await _settle(response, result)
+    return _completion(result, first_token_ms, _ms_since(started))
+
+
+@asynccontextmanager
+async def open_stream(
+    session: aiohttp.ClientSession, call: CompletionCall
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The backend's accepted answer (status 200, an event stream), to be read with ``chunks``.
+
+    Raises a ``BackendError`` for any other answer. Leaving before the end of the body, by whatever way,
+    closes the connection at once. Errors of the body of the ``async with`` are left as they are.
+    """
+    timeout = aiohttp.ClientTimeout(
+        connect=call.connect_timeout_s, sock_connect=call.connect_timeout_s, sock_read=call.idle_timeout_s
+    )
+    with backend_errors():
+        response = await session.post(
+            call.url, json=call.payload, headers=headers(call.api_key), timeout=timeout, allow_redirects=False
+        )
+    try:
+        if response.status != 200 or response.content_type != "text/event-stream":
+            raise await _refusal(response)
+        yield response
+    finally:
+        response.close()
+
+
+async def chunks(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives, in whatever pieces; raises ``Interrupted`` where it breaks off."""
+    with backend_errors():
+        async for chunk in response.content.iter_any():
+            yield chunk
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> BackendError:
+    detail = error_detail(await _error_body(response)) or response.reason or "no words"
+    if response.status == 200:
+        return Broken(f"answered {response.content_type} where an event stream was asked for: {detail}", 200)
+    if 300 <= response.status < 400:
+        detail = f"redirects to {response.headers.get('Location', 'nowhere')}: register that address instead"
+    wait_s = retry_after_s(response.headers.get("Retry-After"), response.headers.get("Date"))
+    return from_status(response.status, detail, wait_s)
+
+
+async def _error_body(response: aiohttp.ClientResponse) -> bytes:
+    body = b""
+    try:
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) >= _ERROR_BODY_BYTES:
+                break
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return body or f"(its words broke off: {error})".encode()  # the status alone decides what to do
+    return body
+
+
+async def _events(response: aiohttp.ClientResponse, call: CompletionCall) -> AsyncGenerator[SseEvent, None]:
+    parser = SseParser()
+    async with aclosing(chunks(response)) as body:
+        async for chunk in body:
+            for event in parser.feed(chunk):
+                yield event
+            if parser.pending_bytes > call.max_result_bytes + _EVENT_OVERHEAD_BYTES:
+                raise Broken(f"one event of the stream is longer than {call.max_result_bytes} bytes")
+    for event in parser.close():
+        yield event
+
+
+def _check_end(result: Aggregate) -> None:
+    if result.truncated:
+        return
+    if not result.done and not result.finished:
+        raise Interrupted("backend_interrupted", "the stream ended before the answer did")
+    if result.empty:
+        raise Broken("the stream held no choice")
+
+
+async def _settle(response: aiohttp.ClientResponse, result: Aggregate) -> None:
+    """Read on to the end of the body: whoever closes first keeps the port busy for a minute (TIME_WAIT)."""
+    if result.truncated or response.content.at_eof():
+        return
+    try:
+        async with asyncio.timeout(_SETTLE_S):
+            while await response.content.readany():
+                pass
+    except (TimeoutError, aiohttp.ClientError):
+        response.close()  # the answer is complete all the same
+
+
+def _completion(result: Aggregate, first_token_ms: float | None, total_ms: float) -> Completion:
+    usage, timings = result.usage or {}, result.timings
+    return Completion(
+        text=result.text,
+        finish_reason=result.finish_reason,
+        usage=result.usage,
+        response=result.response(),
+        first_token_ms=first_token_ms,
+        total_ms=total_ms,
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        output_tokens=_count(usage.get("completion_tokens")),
+        prompt_ms=_number(timings.get("prompt_ms")),
+        output_ms=_number(timings.get("predicted_ms")),
+        truncated=result.truncated,
+    )
+
+
+def _ms_since(started: float) -> float:
+    return (time.monotonic() - started) * 1000.0
+
+
+def _count(value: JsonValue) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: JsonValue) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,80 @@
+"""GET requests of a probe: one deadline for all of them, every failure as a ``BackendError``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import aiohttp
+from pydantic import JsonValue
+
+from shared.backends.errors import Broken, error_detail, from_status
+from shared.backends.session import backend_errors, headers, root_url
+
+_BODY_BYTES = 4 * 2**20
+"""Far above the largest answer seen (vLLM's /metrics: 52 KB); more is not a backend's answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A body with status 200."""
+
+    text: str
+    simulated: bool
+
+    def json(self) -> JsonValue:
+        """The body as JSON; raises ``Broken`` if it isn't."""
+        try:
+            data: JsonValue = json.loads(self.text)
+        except ValueError:
+            raise Broken(f"answered what is not JSON: {self.text}", 200) from None
+        return data
+
+    def object(self) -> Mapping[str, JsonValue]:
+        """The body as a JSON object; raises ``Broken`` if it isn't."""
+        data = self.json()
+        if not isinstance(data, dict):
+            raise Broken(f"answered what is no JSON object: {self.text}", 200)
+        return data
+
+
+@dataclass(slots=True)
+class Fetcher:
+    """GETs below one backend's address, all within ``timeout_s`` of its creation."""
+
+    session: aiohttp.ClientSession
+    base_url: str
+    timeout_s: float
+    api_key: str | None = field(default=None, repr=False)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_ms(self) -> float:
+        return (time.monotonic() - self.started) * 1000.0
+
+    async def get(self, path: str) -> Answer:
+        """The answer to ``GET <root><path>``; raises a ``BackendError`` for anything but status 200."""
+        left_s = max(0.001, self.timeout_s - self.elapsed_ms / 1000.0)
+        with backend_errors():
+            async with self.session.get(
+                root_url(self.base_url) + path,
+                headers=headers(self.api_key),
+                timeout=aiohttp.ClientTimeout(total=left_s, sock_connect=left_s),
+                allow_redirects=False,
+            ) as response:
+                body = await _read(response)
+                if response.status != 200:
+                    raise from_status(response.status, error_detail(body) or response.reason or "no words")
+                return Answer(body.decode(errors="replace"), "X-Simulated" in response.headers)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _BODY_BYTES:
+            response.close()
+            raise Broken(f"answered more than {_BODY_BYTES} bytes")
+    return bytes(body)

@@ -1,0 +1,109 @@
+"""``python -m services.simulator``: starts, says what it is, stops at once, and names a taken port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from shared.backends.completion import complete
+from shared.backends.errors import Interrupted
+from tests.kit.backends import call
+from tests.kit.configs import free_ports, simulated_config, simulated_model
+from tests.kit.waiting import wait_until
+
+
+@asynccontextmanager
+async def simulator(config: Mapping[str, Any], directory: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The process, with its output piped."""
+    path = directory / "config.yaml"
+    path.write_text(json.dumps({**config, "log": {"dir": str(directory / "logs")}}))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.simulator",
+        env={**os.environ, "ORCH_CONFIG": str(path)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+def config(model_port: int, control_port: int) -> dict[str, Any]:
+    model = simulated_model("alpha", model_port, tokens_per_second=100)
+    return simulated_config([model], simulator={"port": control_port, "load_s": 0})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_serves_and_stops_within_a_second_although_a_stream_is_open(
+    tmp_path: Path, http: aiohttp.ClientSession, number: signal.Signals
+) -> None:
+    model_port, control_port = free_ports(2)
+    async with simulator(config(model_port, control_port), tmp_path) as process:
+
+        async def answers() -> bool:
+            try:
+                async with http.get(f"http://127.0.0.1:{control_port}/gpu") as response:
+                    return response.status == 200
+            except aiohttp.ClientConnectorError:
+                return False
+
+        await wait_until(answers, "the control port answers", timeout_s=20.0)
+        begun = asyncio.Event()
+        asked = call(f"http://127.0.0.1:{model_port}", {"prompt": "the queue", "max_tokens": 4000})
+        stream = asyncio.create_task(complete(http, asked, begun.set))
+        await begun.wait()
+
+        asked_at = time.monotonic()
+        process.send_signal(number)
+        with pytest.raises(Interrupted):
+            await stream
+        output, _ = await process.communicate()
+
+    assert process.returncode == 0
+    assert time.monotonic() - asked_at < 1.0
+    words = output.decode()
+    assert "SIMULATED GPU" in words
+    assert f"http://127.0.0.1:{model_port} (simulated)" in words
+    assert "SIMULATED GPU" in (tmp_path / "logs" / "simulator.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("taken", "setting"), [("model", "the port of model alpha"), ("control", "simulator.port")]
+)
+async def test_a_taken_port_is_one_clear_line_and_exit_status_1(
+    tmp_path: Path, taken: str, setting: str
+) -> None:
+    ports = dict(zip(("model", "control"), free_ports(2), strict=True))
+    with socket.create_server(("127.0.0.1", ports[taken])):
+        async with simulator(config(ports["model"], ports["control"]), tmp_path) as process:
+            output, _ = await asyncio.wait_for(process.communicate(), 20.0)
+
+    (line,) = output.decode().splitlines()
+    assert process.returncode == 1
+    assert f"port {ports[taken]} ({setting}) is taken by another program" in line
+
+
+async def test_a_wrong_setting_is_one_clear_line_and_exit_status_1(tmp_path: Path) -> None:
+    async with simulator({"simulator": {"prot": 1}}, tmp_path) as process:
+        output, _ = await asyncio.wait_for(process.communicate(), 20.0)
+
+    (line,) = output.decode().splitlines()
+    assert process.returncode == 1
+    assert "did you mean 'port'?" in line
