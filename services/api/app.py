@@ -1,0 +1,59 @@
+"""The app: routes, error answers and the OpenAPI document, around a given state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from services.api import problems
+from services.api.routes import gpu, health, jobs
+from services.api.state import ApiState
+from shared.jobs import JobRequest
+from shared.presence import package_version
+
+_DESCRIPTION = (
+    "Jobs for local LLMs, routed by measured GPU memory, heat and load. "
+    "Errors are problem objects (RFC 9457)."
+)
+_REF = "#/components/schemas/{model}"
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's document, with the two shapes that the routes read and write by themselves."""
+        if self.openapi_schema is None:
+            found = super().openapi()
+            schemas = found.setdefault("components", {}).setdefault("schemas", {})
+            for name, model in ((problems.SCHEMA, problems.ProblemBody), ("JobRequest", JobRequest)):
+                schema = model.model_json_schema(ref_template=_REF)
+                schemas |= schema.pop("$defs", {})
+                schemas[name] = schema
+            _drop_unused_errors(found)
+        return super().openapi()
+
+
+def create_app(state: ApiState) -> FastAPI:
+    """The ASGI application; it opens and closes nothing."""
+    app = _App(
+        title="GPU orchestrator",
+        version=package_version(),
+        description=_DESCRIPTION,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.api = state
+    problems.install(app)
+    for routes in (jobs, gpu, health):
+        app.include_router(routes.router)
+    return app
+
+
+def _drop_unused_errors(document: dict[str, Any]) -> None:
+    """FastAPI declares its own 422 for every path with a parameter; ours are declared where they can come."""
+    for calls in document["paths"].values():
+        for call in calls.values():
+            if "HTTPValidationError" in str(call["responses"].get("422")):
+                del call["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)

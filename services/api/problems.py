@@ -1,0 +1,149 @@
+"""Every error answer of the api: RFC 9457 problem objects, and the one handler that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from loguru import logger
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
+
+from shared.errors import InvalidRequest, StoreUnavailable
+
+MEDIA_TYPE = "application/problem+json"
+SCHEMA = "Problem"
+_RETRY_AFTER_S = 2
+"""A killed Redis is usually back in a second or two; a client that comes back later loses nothing."""
+
+
+class ProblemBody(BaseModel):
+    """What went wrong (RFC 9457). ``type`` is stable, ``detail`` is for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    field: str | None = Field(default=None, description="The field that is wrong, where one is")
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    status: int
+    name: str
+    title: str
+
+
+MALFORMED = ProblemType(400, "malformed-body", "The body is not JSON")
+UNKNOWN_JOB = ProblemType(404, "unknown-job", "No such job")
+ALREADY_ENDED = ProblemType(409, "already-ended", "The job has already ended")
+TOO_LARGE = ProblemType(413, "too-large", "The body is too large")
+INVALID = ProblemType(422, "invalid-request", "A field is wrong")
+KEY_REUSED = ProblemType(422, "idempotency-key-reused", "The idempotency key stands for another request")
+QUEUE_FULL = ProblemType(429, "queue-full", "The queue is full")
+INTERNAL = ProblemType(500, "internal-error", "The api failed")
+UNAVAILABLE = ProblemType(503, "store-unavailable", "Redis cannot be used right now")
+
+
+class Problem(Exception):
+    """An error answer; ``field`` names the wrong field of body, query or headers."""
+
+    def __init__(
+        self,
+        kind: ProblemType,
+        detail: str,
+        *,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.field = field
+        self.headers = headers
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app a problem object."""
+    for kind in (Problem, InvalidRequest, StoreUnavailable, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _answer)
+    app.add_exception_handler(ClientDisconnect, _nobody_listens)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The declaration of these error answers for OpenAPI."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{SCHEMA}"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    problem = _problem_of(error, request)
+    if problem.kind is UNAVAILABLE:
+        logger.debug("503 for {} {}: {}", request.method, request.url.path, error)
+    kind = problem.kind
+    body = ProblemBody(
+        type=f"urn:gpu-orchestrator:problem:{kind.name}" if kind.name else "about:blank",
+        title=kind.title,
+        status=kind.status,
+        detail=problem.detail,
+        instance=request.url.path,
+        field=problem.field or None,
+    )
+    return Response(
+        body.model_dump_json(exclude_none=True), kind.status, headers=problem.headers, media_type=MEDIA_TYPE
+    )
+
+
+async def _nobody_listens(_: Request, __: Exception) -> Response:
+    # The client left while it sent its body: whatever is answered, nobody reads it.
+    return Response(status_code=400)
+
+
+def _problem_of(error: Exception, request: Request) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case InvalidRequest():
+            return Problem(INVALID, str(error), field=error.field)
+        case StoreUnavailable():
+            return Problem(
+                UNAVAILABLE,
+                f"Redis cannot be used right now ({error}): try again",
+                headers={"Retry-After": str(_RETRY_AFTER_S)},
+            )
+        case RequestValidationError():
+            item = error.errors()[0]
+            name = str(item["loc"][-1])
+            return Problem(INVALID, f"{name}: {item['msg']}", field=name)
+        case HTTPException():
+            return _of_routing(error, request)
+    return Problem(INTERNAL, "an unexpected error: the log of the api says more")
+
+
+def _of_routing(error: HTTPException, request: Request) -> Problem:
+    kind = ProblemType(error.status_code, "", HTTPStatus(error.status_code).phrase)
+    path = request.url.path
+    if error.status_code == 404:
+        return Problem(kind, f"nothing is at {path}: GET /docs lists all calls")
+    if error.status_code == 405:
+        allowed = ", ".join(_calls_of(request)) or (error.headers or {}).get("Allow", "")
+        return Problem(kind, f"{path} knows {allowed}, not {request.method}", headers={"Allow": allowed})
+    return Problem(kind, str(error.detail), headers=error.headers)
+
+
+def _calls_of(request: Request) -> list[str]:
+    """The methods of this path: Starlette names only those of the first route that has it."""
+    app: FastAPI = request.app
+    return sorted(
+        method.upper()
+        for template, methods in app.openapi()["paths"].items()
+        if compile_path(template)[0].match(request.url.path)
+        for method in methods
+    )

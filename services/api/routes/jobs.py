@@ -1,0 +1,244 @@
+"""The calls about jobs: submit, read, list, cancel, follow."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from loguru import logger
+
+from services.api import problems
+from services.api.event_stream import EventStream, JobEvents
+from services.api.problems import ALREADY_ENDED, INVALID, KEY_REUSED, QUEUE_FULL, UNKNOWN_JOB, Problem
+from services.api.representations import Job, JobList, decision_headers, job_of
+from services.api.requests import Idempotency, idempotency, parse_request, read_body
+from services.api.state import ApiState, state_of
+from services.api.waiting import wait_for_end
+from shared.errors import StoreUnavailable
+from shared.jobs import JobRequest
+from shared.states import FINAL_STATES, JobState
+from shared.store.records import CancelOutcome, JobRecord, NewJob, SubmitOutcome, Submitted
+from shared.submission import check_known, new_job, new_job_id
+
+router = APIRouter(tags=["jobs"])
+
+_RETRY_UNKNOWN_S = 30
+_RETRY_MOST_S = 60
+_ID_SHOWN = 64
+"""Characters of an unknown id that its 404 repeats."""
+_CANCEL_REASON = "cancelled over the HTTP API"
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
+    }
+}
+_SSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One event a transition: `event` its type, `id` its place in the stream, `data` JSON",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+    204: {"description": "The job has ended and Last-Event-ID was its last event: nothing more will come"},
+}
+
+Wait = Annotated[
+    float | None, Query(ge=0, description="Seconds to wait for the job's end, at most api.max_wait_s")
+]
+
+
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    response_class=Response,
+    openapi_extra=_BODY,
+    responses={
+        200: {"model": Job, "description": "It ended within `wait`"},
+        202: {"model": Job, "description": "Accepted: it is safe from now on"},
+        **problems.responses(400, 413, 422, 429, 503),
+    },
+)
+async def submit_job(
+    request: Request,
+    wait: Wait = None,
+    idempotency_key: Annotated[
+        str | None, Header(description="Makes a repetition of this request answer with the first one's job")
+    ] = None,
+) -> Response:
+    """Accept a job. A client that leaves while it waits does not cancel the job."""
+    started = time.perf_counter()
+    state = state_of(request)
+    within_s = _wait_s(wait, state)
+    body = await read_body(request, state.settings.api.max_body_bytes)
+    job = parse_request(body)
+    key = idempotency(idempotency_key, job, body)
+    async with state.store():
+        check_known(job, await state.registry.current())
+        new = new_job(job, state.settings, new_job_id())
+        submitted = await _submit(state, new, key)
+    logger.debug("submit job={} outcome={} target={}", submitted.job_id, submitted.outcome, job.target)
+    record = await _accepted(state, submitted, new, job)
+    spent_ms = (time.perf_counter() - started) * 1000
+    record = await _waited(request, record, within_s)
+    status = 200 if within_s and record.state in FINAL_STATES else 202
+    return _answer(record, status, spent_ms, Location=f"/v1/jobs/{record.job_id}")
+
+
+@router.get(
+    "/v1/jobs",
+    response_class=Response,
+    responses={200: {"model": JobList}, **problems.responses(422, 503)},
+)
+async def list_jobs(
+    request: Request,
+    state: Annotated[JobState | None, Query(description="Only jobs in this state")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Response:
+    """The newest jobs first, without results and places in the queue."""
+    api = state_of(request)
+    async with api.store():
+        records = await api.jobs.list_newest(state=state, limit=limit)
+    listed = JobList(jobs=[job_of(record) for record in records])
+    return Response(listed.model_dump_json(), media_type="application/json")
+
+
+@router.get(
+    "/v1/jobs/{job_id}",
+    response_class=Response,
+    responses={200: {"model": Job}, **problems.responses(404, 422, 503)},
+)
+async def read_job(request: Request, job_id: str, wait: Wait = None) -> Response:
+    """One job as it stands; with `wait` once it has ended, or when the time is up."""
+    started = time.perf_counter()
+    state = state_of(request)
+    within_s = _wait_s(wait, state)
+    record = await _known(state, job_id)
+    spent_ms = (time.perf_counter() - started) * 1000
+    return _answer(await _waited(request, record, within_s), 200, spent_ms)
+
+
+@router.delete(
+    "/v1/jobs/{job_id}",
+    response_class=Response,
+    responses={
+        200: {"model": Job, "description": "Cancelled"},
+        202: {"model": Job, "description": "It runs: its router was asked to cancel it"},
+        **problems.responses(404, 409, 503),
+    },
+)
+async def cancel_job(request: Request, job_id: str) -> Response:
+    """Cancel a job: at once while it waits, by request while it runs."""
+    started = time.perf_counter()
+    state = state_of(request)
+    async with state.store():
+        outcome, found = await state.jobs.cancel(job_id, _CANCEL_REASON)
+    if outcome is CancelOutcome.UNKNOWN:
+        raise _unknown(job_id)
+    if outcome is CancelOutcome.ENDED:
+        raise Problem(ALREADY_ENDED, f"job {job_id} has already ended: {found}")
+    record = await _known(state, job_id)
+    status = 202 if outcome is CancelOutcome.REQUESTED else 200
+    return _answer(record, status, (time.perf_counter() - started) * 1000)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    response_class=Response,
+    responses={**_SSE, **problems.responses(404, 422, 503)},
+)
+async def follow_job(
+    request: Request,
+    job_id: str,
+    last_event_id: Annotated[str | None, Header(description="Go on after this event")] = None,
+) -> Response:
+    """The job's transitions so far, then as they happen, as server-sent events until its end."""
+    state = state_of(request)
+    record = await _known(state, job_id)
+    events = JobEvents(state, record, last_event_id)
+    if await events.nothing_left(record):
+        return Response(status_code=204)
+    return EventStream(events.stream())
+
+
+async def _submit(state: ApiState, new: NewJob, key: Idempotency | None) -> Submitted:
+    submitted = await state.jobs.submit(
+        new,
+        bound=state.settings.queue.bound,
+        idempotency=key.key if key else None,
+        digest=key.digest if key else "",
+    )
+    if submitted.outcome is SubmitOutcome.MISMATCH:
+        raise Problem(
+            KEY_REUSED,
+            f"Idempotency-Key: was sent with another body, for job {submitted.job_id}: use a new key",
+            field="Idempotency-Key",
+        )
+    if submitted.outcome is SubmitOutcome.FULL:
+        again_s = _again_s(submitted.ended_per_s)
+        raise Problem(
+            QUEUE_FULL,
+            f"queue.bound = {state.settings.queue.bound} jobs wait already: try again in {again_s} s",
+            headers={"Retry-After": str(again_s)},
+        )
+    return submitted
+
+
+def _again_s(ended_per_s: float) -> int:
+    """When a place is free again, going by how many jobs end a second."""
+    if ended_per_s <= 0:
+        return _RETRY_UNKNOWN_S
+    return max(1, min(_RETRY_MOST_S, math.ceil(1 / ended_per_s)))
+
+
+async def _accepted(state: ApiState, submitted: Submitted, new: NewJob, job: JobRequest) -> JobRecord:
+    """The job that was just accepted. It is safe, so a Redis that goes away right now is no error."""
+    try:
+        record = await state.job(submitted.job_id)
+    except StoreUnavailable:
+        record = None
+    if record is not None:
+        return record
+    fields = {**new.fields, "state": JobState.QUEUED.value, "target": job.target}
+    return JobRecord(submitted.job_id, fields)
+
+
+async def _known(state: ApiState, job_id: str) -> JobRecord:
+    record = await state.job(job_id)
+    if record is None:
+        raise _unknown(job_id)
+    return record
+
+
+async def _waited(request: Request, record: JobRecord, within_s: float) -> JobRecord:
+    if not within_s or record.state in FINAL_STATES:
+        return record
+    state = state_of(request)
+    found = await wait_for_end(
+        state.job, state.feed, record, within_s=within_s, client_left=request.is_disconnected
+    )
+    if found is None:
+        raise _unknown(record.job_id)
+    return found
+
+
+def _wait_s(wait: float | None, state: ApiState) -> float:
+    most = state.settings.api.max_wait_s
+    if wait is not None and not wait <= most:
+        raise Problem(INVALID, f"wait: at most api.max_wait_s = {most:g} seconds", field="wait")
+    return wait or 0.0
+
+
+def _unknown(job_id: str) -> Problem:
+    return Problem(UNKNOWN_JOB, f"no job {job_id[:_ID_SHOWN]!r}: it never was, or it is kept no longer")
+
+
+def _answer(record: JobRecord, status: int, overhead_ms: float, **headers: str) -> Response:
+    job = job_of(record)
+    return Response(
+        job.model_dump_json(),
+        status,
+        headers={**decision_headers(job, overhead_ms), **headers},
+        media_type="application/json",
+    )
