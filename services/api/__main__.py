@@ -22,6 +22,7 @@ from services.api.upkeep import Upkeep
 from services.api.waiting import JobFeed
 from shared import config, log
 from shared.config import ApiSettings, Settings
+from shared.ending import log_end
 from shared.errors import ConfigError, OrchestratorError
 from shared.keys import Keys
 from shared.presence import Presence
@@ -64,12 +65,8 @@ def main() -> int:
     except OrchestratorError as error:
         logger.error("{}", error)
         return 2 if isinstance(error, ConfigError) else 1
-    except BaseExceptionGroup as group:
-        expected = group.subgroup(OrchestratorError)
-        if expected is None:
-            logger.opt(exception=group).error("api ends: a part of it failed")
-        else:
-            logger.error("{}", _first(expected))
+    except Exception as error:
+        log_end("api", error)
         return 1
     return 0
 
@@ -177,11 +174,6 @@ def http_server(state: ApiState) -> uvicorn.Server:
             timeout_graceful_shutdown=_GRACE_S,
         )
     )
-
-
-def _first(group: BaseExceptionGroup[OrchestratorError]) -> BaseException:
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 if __name__ == "__main__":

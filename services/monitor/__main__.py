@@ -9,7 +9,6 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from traceback import extract_tb
 
 import uvloop
 from loguru import logger
@@ -21,7 +20,8 @@ from services.monitor.sampler import GpuSampler
 from shared import config, log
 from shared.backends.session import open_session
 from shared.config import Settings, host_name
-from shared.errors import ConfigError, OrchestratorError, StoreUnavailable
+from shared.ending import log_end
+from shared.errors import ConfigError, StoreUnavailable
 from shared.gpu.choice import choose_source
 from shared.keys import Keys
 from shared.presence import Presence
@@ -44,7 +44,7 @@ def main() -> int:
         logger.error("{}", error)
         return 2
     except Exception as error:
-        logger.error("monitor ends: {}", _in_one_line(error))
+        log_end("monitor", error)
         return 1
     return 0
 
@@ -128,16 +128,6 @@ async def _retire(presence: Presence) -> None:
             await presence.retire()
     except TimeoutError:
         logger.debug("not retired: Redis does not answer")
-
-
-def _in_one_line(error: BaseException) -> str:
-    """The error, or the first one of a group; where it is none of ours, with the place where it came from."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, OrchestratorError):
-        return str(error)
-    place = extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno} in {place.name})"
 
 
 if __name__ == "__main__":

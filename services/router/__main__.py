@@ -20,7 +20,8 @@ from services.router.wakeup import Wakeup
 from shared import config, log
 from shared.backends.session import open_session
 from shared.config import Settings
-from shared.errors import ConfigError, InstanceTaken, StoreUnusable
+from shared.ending import log_end
+from shared.errors import ConfigError
 from shared.keys import Keys
 from shared.presence import Presence
 from shared.store.client import connect_commands, connect_reader, wait_for_server
@@ -39,15 +40,11 @@ def main() -> int:
     log.configure("router", settings.log)
     try:
         uvloop.run(serve(settings))
-    except (StoreUnusable, InstanceTaken) as error:
+    except ConfigError as error:
         logger.error("{}", error)
-        return 1
-    except BaseExceptionGroup as group:
-        taken = group.subgroup(InstanceTaken)
-        if taken is None:
-            logger.opt(exception=group).error("router ends: a part of it failed")
-        else:
-            logger.error("{}", taken.exceptions[0])
+        return 2
+    except Exception as error:
+        log_end("router", error)
         return 1
     return 0
 
@@ -60,7 +57,10 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         url = settings.redis.effective_url
-        commands = connect_commands(url, "router")
+        try:
+            commands = connect_commands(url, "router")
+        except ValueError as error:
+            raise ConfigError(f"redis.url: {error}") from None
         stack.push_async_callback(commands.aclose)
         reader = connect_reader(url, "router")
         stack.push_async_callback(reader.aclose)
