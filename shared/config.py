@@ -86,7 +86,6 @@ class RouterSettings(Section):
 class QueueSettings(Section):
     bound: Annotated[int, Field(ge=1)] = 10_000
     priority_step_s: Annotated[float, Field(ge=0)] = 30.0
-    caller_spacing_s: Annotated[float, Field(ge=0)] = 1.0
 
 
 class JobSettings(Section):

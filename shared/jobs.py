@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -24,6 +25,8 @@ AUTO = "auto"
 ANY_AGENT = "*"
 _CHARS_PER_TOKEN = 4
 """Rule of thumb for English text; an estimate of prompt tokens only ranks, it never refuses."""
+_MOST_LEVELS = 64
+"""Deepest nesting of a request: our parsers give up at 200 (pydantic) and at about 1,000 levels (json)."""
 _NESTED = ("messages", "metadata", "params", "stop", "logit_bias", "response_format", "tools")
 
 Caller = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -113,6 +116,9 @@ def parse_job(data: Any) -> JobRequest:
     """Validate a decoded JSON body; raises ``InvalidRequest`` naming the first wrong field."""
     if not isinstance(data, dict):
         raise InvalidRequest("", 'the body must be a JSON object such as {"prompt": "hi"}')
+    _check_text(list(data), "")
+    for name, value in data.items():
+        _check_text(value, str(name))
     try:
         return JobRequest.model_validate(data)
     except ValidationError as error:
@@ -127,9 +133,45 @@ def parse_entry(fields: Mapping[str, str]) -> JobRequest:
         if raw is not None and (name != "stop" or raw[:1] == "["):
             try:
                 data[name] = json.loads(raw)
+            except RecursionError:
+                raise _too_deep(name) from None
             except ValueError:
-                raise InvalidRequest(name, "is not JSON") from None
+                raise InvalidRequest(name, 'is not JSON such as ["a"] or {"a": 1}') from None
     return parse_job(data)
+
+
+def _check_text(value: Any, field: str) -> None:
+    """Refuse what Python's JSON takes and nobody behind us does: NaN, half surrogate pairs, deep nesting."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += [*item, *item.values()]
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise InvalidRequest(field, f"holds {item}, which is no number in JSON: use null or a number")
+            elif isinstance(item, str) and not _is_utf8(item):
+                raise InvalidRequest(
+                    field, "holds half a surrogate pair (\\ud800 to \\udfff), which is no text: leave it out"
+                )
+        if not below:
+            return
+        level = below
+    raise _too_deep(field)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _too_deep(field: str) -> InvalidRequest:
+    return InvalidRequest(field, f"is nested more than {_MOST_LEVELS} levels deep: flatten it")
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:

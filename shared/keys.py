@@ -36,6 +36,8 @@ PATTERNS: dict[str, str] = {
     "result": "job:{}:result",
     "model": "model:{}",
     "idempotency": "idempotency:{}",
+    "gpu_history": "history:gpu:{}",
+    "request_history": "history:requests:{}",
 }
 """Names with one variable part (a GPU id ``host/index``, a target, a job id, a model name, ...)."""
 

@@ -57,20 +57,19 @@ def new_job(request: JobRequest, settings: Settings, job_id: str) -> NewJob:
         fields=fields,
         body=body,
         caller=request.caller,
-        spacing_ms=round(settings.queue.caller_spacing_s * 1000),
     )
 
 
 def check_known(request: JobRequest, registrations: Iterable[Registration]) -> None:
     """Refuse a model or an agent type that nobody registered; the message lists what exists."""
-    models = {name for entry in registrations for name in entry.served_names}
+    entries = list(registrations)
+    models = {name for entry in entries for name in entry.served_names}
     if request.named_model is not None and request.named_model not in models:
         raise InvalidRequest(
             "model", f"{request.named_model!r} is not registered; known: {_listed(models) or 'none yet'}"
         )
     if request.agent_type is None:
         return
-    entries = list(registrations)
     agents = {agent for entry in entries for agent in entry.agent_types}
     if request.agent_type not in agents and not any(not entry.agent_types for entry in entries):
         raise InvalidRequest(

@@ -15,6 +15,7 @@ from shared.errors import InstanceTaken
 from shared.keys import Keys
 from shared.registry import Registration
 from shared.store.client import translating
+from shared.store.history import History, read_history
 from shared.store.records import GpuView, Head, ModelView, ServiceRecord, TargetView, View
 from shared.store.scripts import Scripts, encoded
 
@@ -106,6 +107,10 @@ class FleetStore:
                 for gpu, sample, level, in_flight in gpus
             ),
         )
+
+    async def history(self, *, gpus: Sequence[str], models: Sequence[str]) -> History:
+        """What forecasts are made from: the one-minute buckets of these GPUs and models."""
+        return await read_history(self._redis, self._keys, gpus=gpus, models=models)
 
     async def registrations(self) -> tuple[Registration, ...]:
         """Every model that is registered, by name."""

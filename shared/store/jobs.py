@@ -277,7 +277,6 @@ def _new_job(job: NewJob) -> dict[str, Any]:
         "target": job.target,
         "boost_ms": job.boost_ms,
         "deadline_in_ms": job.deadline_in_ms,
-        "spacing_ms": job.spacing_ms,
         "fields": dict(job.fields),
     }
     if job.caller is not None:

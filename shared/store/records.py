@@ -94,7 +94,6 @@ class NewJob:
     fields: Mapping[str, str]
     body: bytes
     caller: str | None = None
-    spacing_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -23,13 +24,17 @@ _ALLOWED_WHEN_FULL = frozenset(
 )
 """Scripts that must work at maxmemory: they end work or write bounded state (redis-streams.md, section 2)."""
 
-_CREATES_JOBS = frozenset({"submit", "admit"})
+_INCLUDED = {"create": frozenset({"submit", "admit"}), "history": frozenset({"gpu_sample", "claim"})}
+"""Parts that only these scripts need, behind common.lua."""
+
+HISTORY_DAYS = 8
+"""How long the buckets of the forecast are kept: a profile of seven days, and one to judge it by."""
 
 NAMES = tuple(
     sorted(
         entry.name.removesuffix(".lua")
         for entry in (files("shared.store") / "lua").iterdir()
-        if entry.name.endswith(".lua") and entry.name not in ("common.lua", "create.lua")
+        if entry.name.endswith(".lua") and entry.name not in ("common.lua", "create.lua", "history.lua")
     )
 )
 
@@ -61,10 +66,11 @@ def encoded(order: Mapping[str, Any]) -> bytes:
 
 def _source(name: str, prelude: str) -> str:
     shebang = "#!lua flags=allow-oom\n" if name in _ALLOWED_WHEN_FULL else "#!lua\n"
-    parts = ["common"] + (["create"] if name in _CREATES_JOBS else []) + [name]
+    parts = ["common", *(part for part, users in _INCLUDED.items() if name in users), name]
     return shebang + prelude + "\n".join(_read(part) for part in parts)
 
 
+@cache
 def _read(name: str) -> str:
     return (files("shared.store") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
@@ -79,6 +85,7 @@ def _prelude(keys: Keys, history: HistorySettings, retention_s: float) -> str:
         f"local EVENT = {_table({event.value.removeprefix('job.'): event.value for event in JobEvent})}",
         f"local KEEP = {_table(kept)}",
         f"local RETENTION_MS = {round(retention_s * 1000)}",
+        f"local HISTORY_MS = {HISTORY_DAYS * 86_400_000}",
     ]
     return "\n".join(lines) + "\n"
 

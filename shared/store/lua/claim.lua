@@ -8,7 +8,10 @@ if not job then return {'GONE'} end
 if job.state == STATE.running and job.nonce == o.nonce then
   return {'CLAIMED', int(job.attempt), job.deadline_ms, redis.call('GET', key('request', o.id)) or ''}
 end
-if job.state ~= STATE.queued or not redis.call('ZSCORE', key('ready', job.target), o.id) then return {'GONE'} end
+-- A claim held up on the way, whose repetition was answered: the attempt that it started has ended since.
+if job.nonce == o.nonce then return {'GONE'} end
+local score = redis.call('ZSCORE', key('ready', job.target), o.id)
+if job.state ~= STATE.queued or not score then return {'GONE'} end
 if tonumber(job.deadline_ms) <= NOW then
   end_job(o.id, job, STATE.expired, {error_type = 'deadline', error_detail = 'its deadline passed in the queue'},
     {'reason', 'its deadline passed in the queue'})
@@ -33,6 +36,11 @@ for _, gpu in ipairs(o.gpus) do
   names[#names + 1] = gpu.id
 end
 redis.call('HINCRBY', key('model', o.model), 'in_flight', 1)
+-- A retry is no new demand.
+if attempt == 1 then
+  count_arrival(o.model, model)
+  count_request(o.model)
+end
 local fields = o.fields
 fields.state = STATE.running
 fields.decision_model = o.model -- the slot taken above is the one to be given back
@@ -41,9 +49,10 @@ fields.nonce = o.nonce
 fields.router = o.router
 fields.slot_gpus = table.concat(names, ',')
 fields.started_ms = int(NOW)
+if contends(score) then fields.score = exact(score) end -- its turn, should it come back
 hset(key('job', o.id), fields)
 redis.call('HDEL', key('job', o.id), 'hold_code', 'hold_reason', 'due_ms')
-dequeue(o.id, job.target)
+dequeue(o.id, job, true)
 local hold = redis.call('HGET', K.holds, job.target)
 if hold and not o.keep_holds[cjson.decode(hold).code] then redis.call('HDEL', K.holds, job.target) end
 redis.call('ZADD', K.leases, int(NOW + o.lease_ms), o.id)

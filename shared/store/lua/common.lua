@@ -51,17 +51,58 @@ local function emit(event, id, state, attempt, fields)
   return xadd('events', event, {'job_id', id, 'state', state, 'attempt', attempt}, fields)
 end
 
-local function enqueue(id, target, score)
-  redis.call('ZADD', key('ready', target), score, id)
-  redis.call('SADD', K.targets, target)
+-- Queue order (docs/adr/0005). A caller's waiting jobs of one target stand in a line by place = submission - boost.
+-- Only the first of a line contends with those of other callers, from the moment it came forward; the others are
+-- in the same ZSET, scored behind all of these. Callers without a name are one caller.
+local PARKED = 1e13
+local CONTENDS_BELOW = 5e12 -- ms since 1970: in the year 2128
+
+local function line_of(target, caller)
+  return key('caller', #target .. ':' .. target .. ':' .. (caller or ''))
 end
 
-local function dequeue(id, target)
-  local ready = key('ready', target)
+local function contends(score)
+  return score and tonumber(score) < CONTENDS_BELOW
+end
+
+local function park(ready, id, place)
+  redis.call('ZADD', ready, exact(PARKED + place), id)
+end
+
+-- Let the first of a line contend; `since` is when its caller's turn began.
+local function bring_forward(ready, line, since)
+  local first = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
+  if not first[1] or contends(redis.call('ZSCORE', ready, first[1])) then return end
+  local boost = tonumber(redis.call('HGET', key('job', first[1]), 'boost_ms') or '0')
+  redis.call('ZADD', ready, exact(math.max(tonumber(first[2]), since - boost)), first[1])
+end
+
+-- `job` has target, caller, place and score: where it contends if it is the first of its line.
+local function enqueue(id, job)
+  local ready, line = key('ready', job.target), line_of(job.target, job.caller)
+  local place = job.place or job.score
+  local before = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
+  redis.call('SADD', K.targets, job.target)
+  redis.call('ZADD', line, place, id)
+  if redis.call('ZRANGE', line, 0, 0)[1] ~= id then return park(ready, id, place) end
+  redis.call('ZADD', ready, job.score, id)
+  if before[1] then park(ready, before[1], before[2]) end
+end
+
+-- The caller's next turn begins now if this job has had one, now or at an earlier attempt; one that only left passes
+-- its turn on.
+local function dequeue(id, job, taken)
+  local ready, line = key('ready', job.target), line_of(job.target, job.caller)
+  local score = redis.call('ZSCORE', ready, id)
   redis.call('ZREM', ready, id)
+  redis.call('ZREM', line, id)
+  if contends(score) then
+    local had_turn = taken or job.attempt > 0
+    bring_forward(ready, line, had_turn and NOW_EXACT or score + (job.boost_ms or 0))
+  end
   if redis.call('EXISTS', ready) == 0 then
-    redis.call('SREM', K.targets, target)
-    redis.call('HDEL', K.holds, target)
+    redis.call('SREM', K.targets, job.target)
+    redis.call('HDEL', K.holds, job.target)
   end
 end
 
@@ -105,7 +146,7 @@ local function end_job(id, job, state, fields, event_fields)
     redis.call('ZREM', K.leases, id)
   else
     redis.call('ZREM', K.delayed, id)
-    dequeue(id, job.target)
+    dequeue(id, job, false)
   end
   fields.state = state
   fields.finished_ms = int(NOW)
@@ -123,7 +164,7 @@ local function end_job(id, job, state, fields, event_fields)
   emit('job.' .. state, id, state, job.attempt, event_fields)
 end
 
--- Back into the queue with the place that its submission earned; `due` > 0 delays it.
+-- Back into the queue with the place that its submission earned and the turn that it had; `due` > 0 delays it.
 local function requeue(id, job, event, fields, due, event_fields)
   release_slot(job)
   redis.call('ZREM', K.leases, id)
@@ -132,9 +173,22 @@ local function requeue(id, job, event, fields, due, event_fields)
   if due > 0 then
     redis.call('ZADD', K.delayed, due, id)
   else
-    enqueue(id, job.target, job.score)
+    enqueue(id, job)
   end
   emit(event, id, STATE.queued, job.attempt, event_fields)
+end
+
+-- Arrivals a second over about the last 10 minutes and 6 hours: counts that fade, so that one number each will do.
+local RATE_SPANS_S = {rate_10min = 600, rate_6h = 21600}
+
+local function count_arrival(name, model)
+  local since = math.max(0, NOW - tonumber(model.rate_ms or NOW)) / 1000
+  local update = {rate_ms = int(NOW), last_used_ms = int(NOW)}
+  for field, span in pairs(RATE_SPANS_S) do
+    local faded = tonumber(model[field] or '0') * math.exp(-since / span)
+    update[field] = string.format('%.9g', faded + 1 / span)
+  end
+  hset(key('model', name), update)
 end
 
 local EMA_WEIGHT = 0.2          -- a moving average that mostly stands on the last ten jobs

@@ -27,6 +27,8 @@ else
 end
 redis.call('XADD', K.gpu_samples, 'MAXLEN', '~', KEEP.gpu_samples, '*', unpack(flat))
 if late then return {'LATE', seq} end
+-- Not of a late one: sent again it would count twice.
+record_memory(o.id, o.fields, ts)
 if changed then seq = seq + 1 end
 o.level.seq = int(seq)
 hset(level, o.level)

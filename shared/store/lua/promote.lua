@@ -2,10 +2,10 @@
 local due = redis.call('ZRANGE', K.delayed, '-inf', int(NOW), 'BYSCORE', 'LIMIT', 0, ARGV[1])
 for _, id in ipairs(due) do
   redis.call('ZREM', K.delayed, id)
-  local job = redis.call('HMGET', key('job', id), 'state', 'target', 'score')
-  if job[1] == STATE.queued then
+  local job = load_job(id)
+  if job and job.state == STATE.queued then
     redis.call('HDEL', key('job', id), 'due_ms')
-    enqueue(id, job[2], job[3])
+    enqueue(id, job)
   end
 end
 local next_due = redis.call('ZRANGE', K.delayed, 0, 0, 'WITHSCORES')

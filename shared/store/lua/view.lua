@@ -2,16 +2,49 @@
 -- ARGV heads per target ('0' = models and GPUs alone). Returns {now_ms, targets, models, gpus} where
 -- targets = {{target, waiting, hold JSON, {{id, field, value, ...}, ...}}, ...},
 -- models = {{name, registration JSON, hash}, ...}, gpus = {{id, hash, level hash, in_flight}, ...}.
+
+-- Takes out the contestant that goes first; of equal ones the one that came forward first.
+local function pop_first(contest)
+  local best = 1
+  for at, one in ipairs(contest) do
+    if one.score < contest[best].score then best = at end
+  end
+  return table.remove(contest, best)
+end
+
+-- The first `heads` jobs in the order in which they would go if all were taken now: with each one its caller's next
+-- comes forward.
+local function next_jobs(target, ready, heads)
+  local contest, lines, jobs = {}, {}, {}
+  local front = redis.call('ZRANGE', ready, 0, heads - 1, 'WITHSCORES')
+  for i = 1, #front, 2 do
+    local score = tonumber(front[i + 1])
+    if contends(score) then contest[#contest + 1] = {id = front[i], score = score} end
+  end
+  while #jobs < heads and #contest > 0 do
+    local id = pop_first(contest).id
+    local fields = redis.call('HGETALL', key('job', id))
+    jobs[#jobs + 1] = {id, fields}
+    local name = line_of(target, record(fields).caller)
+    local line = lines[name] or {at = 1, ids = redis.call('ZRANGE', name, 0, heads - 1)}
+    lines[name] = line
+    local following = line.ids[line.at] == id and line.ids[line.at + 1]
+    if following then
+      line.at = line.at + 1
+      local boost = tonumber(redis.call('HGET', key('job', following), 'boost_ms') or '0')
+      contest[#contest + 1] = {id = following, score = NOW_EXACT - boost}
+    end
+  end
+  return jobs
+end
+
 local targets, models, gpus = {}, {}, {}
 local heads = tonumber(ARGV[1])
 if heads > 0 then
   for _, target in ipairs(redis.call('SMEMBERS', K.targets)) do
     local ready = key('ready', target)
-    local jobs = {}
-    for _, id in ipairs(redis.call('ZRANGE', ready, 0, heads - 1)) do
-      jobs[#jobs + 1] = {id, redis.call('HGETALL', key('job', id))}
-    end
-    targets[#targets + 1] = {target, redis.call('ZCARD', ready), redis.call('HGET', K.holds, target) or '', jobs}
+    targets[#targets + 1] = {target, redis.call('ZCARD', ready), redis.call('HGET', K.holds, target) or '',
+      next_jobs(target, ready, heads)}
   end
 end
 local registered = redis.call('HGETALL', K.models)
