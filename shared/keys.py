@@ -36,15 +36,19 @@ PATTERNS: dict[str, str] = {
     "result": "job:{}:result",
     "model": "model:{}",
     "idempotency": "idempotency:{}",
+    "once": "once:{}",
+    "benchmark": "benchmark:{}",
+    "benchmarking": "benchmarking:{}",
     "gpu_history": "history:gpu:{}",
     "request_history": "history:requests:{}",
 }
 """Names with one variable part (a GPU id ``host/index``, a target, a job id, a model name, ...)."""
 
 PERMANENT: frozenset[str] = frozenset(STATIC) | {"gpu_level", "placement", "model"}
-"""Keys that may live without a TTL; every other key must carry one (``ready`` empties itself).
+"""Keys that may live without a TTL; every other key must carry one, or exist only for a time.
 
-``job`` and ``request`` carry a TTL from the moment their job ends; ``ready`` exists only while jobs wait.
+``job`` and ``request`` carry a TTL from the moment their job ends; ``ready`` and ``caller`` exist only while
+jobs wait.
 """
 
 ROUTER_GROUP = "router"

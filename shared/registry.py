@@ -18,7 +18,7 @@ class Registration(BaseModel):
     ``vram_gb`` is in GB of 2^30 bytes; ``tokens_per_second`` is output speed of one request alone.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Name
     backend: BackendType = BackendType.LLAMA_CPP
@@ -46,6 +46,13 @@ class Registration(BaseModel):
     def _reachable(self) -> Self:
         if self.port is None and self.url is None:
             raise ValueError(f"model {self.name!r} has neither 'port' nor 'url': give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _no_target_of_ours(self) -> Self:
+        taken = [name for name in (self.name, *self.serves) if name == "auto" or name.startswith("auto:")]
+        if taken:
+            raise ValueError(f"{taken[0]!r} means any model to callers: give the model another name")
         return self
 
     @property

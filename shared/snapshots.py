@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
-from shared.config import Settings
-from shared.decision.snapshot import Gpu, Model, Request, Rules, Snapshot
+from shared.config import GpuOverride, Settings
+from shared.decision.demand import serves_target
+from shared.decision.snapshot import Backlog, Gpu, Model, Request, Rules, Snapshot
 from shared.registry import Registration
 from shared.states import Mode, Pressure, Residence, Thermal
-from shared.store.records import GpuView, Head, ModelView, View
+from shared.store.records import GpuView, Head, ModelView, TargetView, View
 
 _FAILURE_HALF_LIFE_MS = 60_000
 """As in common.lua, which stores the failure average; readers let it fade further."""
 _PROBE_STALE_INTERVALS = 5
 _PROBE_STALE_LEAST_MS = 10_000
+_RATE_SPANS_S = {"rate_10min": 600.0, "rate_6h": 21_600.0}
+"""As in common.lua, which counts arrivals; readers let them fade further."""
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -28,13 +33,18 @@ def rules_of(settings: Settings) -> Rules:
 
 def snapshot_of(view: View, settings: Settings) -> Snapshot:
     """What is known now; whatever is missing or unreadable stays unknown."""
-    gpus = {gpu.id: _gpu(gpu, view.now_ms) for gpu in view.gpus}
+    gpus = {gpu.id: _gpu(gpu, view.now_ms, settings) for gpu in view.gpus}
+    cards = {gpu.id: gpu.sample for gpu in view.gpus}
     stale_ms = max(_PROBE_STALE_LEAST_MS, _PROBE_STALE_INTERVALS * settings.gpu.interval_s * 1000)
+    host = settings.backends.host
     models = {
-        entry.registration.name: _model(entry, view.now_ms, stale_ms, settings.backends.host, gpus)
+        entry.registration.name: _with_history(
+            _model(entry, view.now_ms, stale_ms, host, gpus), entry, view.now_ms, cards
+        )
         for entry in view.models
     }
-    return Snapshot(models=models, gpus=gpus, rules=rules_of(settings))
+    backlogs = tuple(_backlog(target, models.values(), view.now_ms) for target in view.targets)
+    return Snapshot(models=models, gpus=gpus, rules=rules_of(settings), backlogs=backlogs)
 
 
 def request_of(head: Head, now_ms: int) -> Request:
@@ -56,7 +66,28 @@ def request_of(head: Head, now_ms: int) -> Request:
     )
 
 
-def _gpu(view: GpuView, now_ms: int) -> Gpu:
+def _backlog(view: TargetView, models: Iterable[Model], now_ms: int) -> Backlog:
+    """The oldest age is that of the first jobs that the view shows."""
+    submitted = [_number(head.fields, "submitted_ms") for head in view.heads]
+    ages = [max(0.0, now_ms - at) / 1000 for at in submitted if at is not None]
+    serving = [
+        model
+        for model in models
+        if model.residence is Residence.RESIDENT and serves_target(model, view.target)
+    ]
+    # How fast the queue drains, where it is known of all that serve it.
+    learned = [(model.slots, model.avg_latency_ms or 0.0) for model in serving]
+    rates = [max(1, slots) * 1000 / latency_ms for slots, latency_ms in learned if latency_ms > 0]
+    known = bool(serving) and len(rates) == len(serving)
+    return Backlog(
+        target=view.target,
+        waiting=view.waiting,
+        head_age_s=max(ages, default=None),
+        expected_wait_s=view.waiting / sum(rates) if known else None,
+    )
+
+
+def _gpu(view: GpuView, now_ms: int, settings: Settings) -> Gpu:
     sample, level = view.sample, view.level
     ts_ms = _number(sample, "ts_ms")
     return Gpu(
@@ -72,7 +103,21 @@ def _gpu(view: GpuView, now_ms: int) -> Gpu:
         power_draw_w=_number(sample, "power_draw_w"),
         sample_age_ms=None if ts_ms is None else max(0.0, now_ms - ts_ms),
         in_flight=view.in_flight,
+        interval_ms=_number(sample, "interval_ms") or settings.gpu.interval_s * 1000,
+        reserve_gb=_reserve_gb(settings.gpus, view.id, sample),
+        managed_mb=_number(sample, "managed_mb"),
     )
+
+
+def _reserve_gb(overrides: Iterable[GpuOverride], gpu_id: str, sample: Mapping[str, str]) -> float | None:
+    """What the configuration says of this card, by UUID, index or ``<host>/<index>``; the last one counts."""
+    found = [one.reserve_gb for one in overrides if _is_card(one.id, gpu_id, sample)]
+    return next((reserve for reserve in reversed(found) if reserve is not None), None)
+
+
+def _is_card(named: str | int, gpu_id: str, sample: Mapping[str, str]) -> bool:
+    name = str(named).lower()
+    return name in (gpu_id.lower(), gpu_id.rpartition("/")[2], sample.get("uuid", "").lower())
 
 
 def _model(
@@ -117,6 +162,49 @@ def _model(
         breaker_half_open=open_until is not None and open_until <= now_ms,
         saturated_for_ms=max(0.0, (_number(fields, "saturated_until_ms") or 0.0) - now_ms),
     )
+
+
+def _with_history(
+    model: Model, view: ModelView, now_ms: int, cards: Mapping[str, Mapping[str, str]]
+) -> Model:
+    """The model with what decides on its loading: use, size, time to load, and where it may go."""
+    fields = view.fields
+    return replace(
+        model,
+        loadable_on=_loadable_on(view.registration, fields, cards),
+        rate_10min=_rate(fields, "rate_10min", now_ms),
+        rate_6h=_rate(fields, "rate_6h", now_ms),
+        idle_s=_since_s(fields, "last_used_ms", now_ms),
+        ttl_s=view.registration.ttl_s,
+        footprint_mb=_number(fields, "footprint_mb"),
+        footprint_error_mb=_number(fields, "footprint_error_mb"),
+        load_seconds=_number(fields, "load_seconds"),
+        loaded_ago_s=_since_s(fields, "loaded_ms", now_ms),
+        load_gain=_number(fields, "load_gain"),
+    )
+
+
+def _loadable_on(
+    entry: Registration, fields: Mapping[str, str], cards: Mapping[str, Mapping[str, str]]
+) -> tuple[str, ...]:
+    """The card that its registration names, else every card of the host where its monitor sees it."""
+    host = entry.host or fields.get("host")
+    # A server elsewhere, given by URL alone, is on none of the cards that its prober reads.
+    here = entry.host is not None or entry.url is None or fields.get("gpu", "") in cards
+    local = [gpu for gpu in sorted(cards) if here and host in (None, gpu.rpartition("/")[0])]
+    if entry.gpu is not None:
+        return tuple(gpu for gpu in local if _is_card(entry.gpu, gpu, cards[gpu]))
+    return tuple(local)
+
+
+def _rate(fields: Mapping[str, str], name: str, now_ms: int) -> float | None:
+    rate, since_s = _number(fields, name), _since_s(fields, "rate_ms", now_ms)
+    return None if rate is None or since_s is None else rate * math.exp(-since_s / _RATE_SPANS_S[name])
+
+
+def _since_s(fields: Mapping[str, str], name: str, now_ms: int) -> float | None:
+    at = _number(fields, name)
+    return None if at is None else max(0.0, now_ms - at) / 1000
 
 
 def _placed_on(entry: Registration, fields: Mapping[str, str], gpus: Mapping[str, Gpu]) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ from shared.jobs import JobRequest
 from shared.registry import Registration
 from shared.store.records import NewJob
 
+MOST_METADATA = 16_384
+"""Characters of ``metadata`` as JSON: it lives in the job's hash, which lists and answers read whole."""
+
 
 def new_job_id() -> str:
     """A fresh id: 128 random bits, so that two apis never meet."""
@@ -27,6 +30,10 @@ def new_job(request: JobRequest, settings: Settings, job_id: str) -> NewJob:
     defaults = settings.jobs
     body = json.dumps(request.backend_body(defaults), ensure_ascii=False, separators=(",", ":")).encode()
     metadata = json.dumps(request.metadata) if request.metadata else ""
+    if len(metadata) > MOST_METADATA:
+        raise InvalidRequest(
+            "metadata", f"has {len(metadata)} characters as JSON, more than {MOST_METADATA}: shorten it"
+        )
     size = len(body) + len(metadata)
     if size > defaults.max_request_bytes:
         raise InvalidRequest(

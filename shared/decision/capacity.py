@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from shared.decision.levels import concurrency_factor
 from shared.decision.readings import finite
@@ -75,7 +76,14 @@ def busy(model: Model) -> int:
 
 
 def gpu_rooms(snapshot: Snapshot) -> dict[str, GpuRoom]:
-    """Every GPU of the snapshot and every one that a model names, by id."""
+    """Every GPU of the snapshot and every one that a model names, by id; worked out once a snapshot."""
+    known = snapshot.memo.get("gpu_rooms")
+    if known is None:
+        known = snapshot.memo["gpu_rooms"] = _gpu_rooms(snapshot)
+    return cast(dict[str, GpuRoom], known)
+
+
+def _gpu_rooms(snapshot: Snapshot) -> dict[str, GpuRoom]:
     placed: dict[str, list[Model]] = {gpu_id: [] for gpu_id in snapshot.gpus}
     for model in snapshot.models.values():
         for gpu_id in model.gpus:

@@ -33,6 +33,48 @@ class Choice(StrEnum):
     FALLBACK = "fallback"  # another model than the named one
 
 
+class LoadCause(StrEnum):
+    """Why a model can't be loaded now."""
+
+    UNKNOWN_MODEL = "unknown_model"
+    NOT_ABSENT = "not_absent"  # it serves already, or nobody knows
+    IN_TRANSITION = "in_transition"
+    LOAD_IN_PROGRESS = "load_in_progress"  # of another model on the same GPU
+    RECENT_SWAP = "recent_swap"
+    VICTIMS_BUSY = "victims_busy"
+    LARGE_UNDER_PRESSURE = "large_under_pressure"
+    MEMORY_CRITICAL = "memory_critical"
+    HEAT_CRITICAL = "heat_critical"
+    STALE_READING = "stale_reading"
+    MEMORY_UNKNOWN = "memory_unknown"
+    ALL_PINNED = "all_pinned"
+    TOO_LARGE = "too_large"
+    FOOTPRINT_UNKNOWN = "footprint_unknown"
+    NO_GPU = "no_gpu"
+
+
+class Advised(StrEnum):
+    """What an advice says to do."""
+
+    REDUCE = "reduce_to_one_model"
+    UNLOAD = "unload"
+    MOVE = "move"
+    LOAD = "load"
+    WAIT = "wait"  # a model is wanted and can't be loaded now
+    NOTHING = "nothing"
+
+
+class AdviceCause(StrEnum):
+    """Why something is advised; a model that can't be loaded carries its ``LoadCause``."""
+
+    HEAT_CRITICAL = "heat_critical"
+    TTL = "ttl"
+    GIVE_WAY = "give_way"  # memory beside ours has grown
+    BACKLOG = "backlog"
+    MORE_ROOM = "more_room"
+    ALL_WELL = "all_well"
+
+
 NEAREST_FIRST: tuple[Cause, ...] = (
     Cause.CLAIMED_BUSY,
     Cause.MODEL_BUSY,

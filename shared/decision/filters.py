@@ -18,7 +18,8 @@ KV_LIMIT = 0.9
 _RESIDENCES = {
     Residence.UNLOADED: "it is unloaded; it serves once it has been loaded",
     Residence.LOADING: "it is loading; it serves when that is done",
-    Residence.DRAINING: "it is draining before it is unloaded; it serves when it has been loaded again",
+    Residence.DRAINING: "it takes no new work (paused, or draining before it is unloaded); it serves once it "
+    "has been resumed or loaded again",
     Residence.UNLOADING: "it is unloading; it serves when it has been loaded again",
     Residence.SLEEPING: "it is sleeping; it serves once it has been woken",
     Residence.FAILED: "it has failed its last probe; it serves when a probe finds it answering again",

@@ -10,13 +10,16 @@ from shared.decision.causes import NEAREST_FIRST, Cause, Choice
 from shared.decision.estimate import duration_ms
 from shared.decision.explain import dispatch_reason, listed
 from shared.decision.filters import obstacle
+from shared.decision.load_reasons import NOT_CARRIED_OUT, plan_words
+from shared.decision.loading import plan_for
 from shared.decision.readings import finite
 from shared.decision.scoring import order, pick, score
-from shared.decision.snapshot import Decision, LeftOut, Model, Part, Request, Snapshot
+from shared.decision.snapshot import Decision, LeftOut, Model, Obstacle, Part, Plan, Request, Snapshot
 from shared.states import Action, Residence
 
 _NEARNESS = {cause.value: rank for rank, cause in enumerate(NEAREST_FIRST)}
 _PAUSES = frozenset({Cause.BREAKER_OPEN, Cause.SATURATED})
+_ABSENT = frozenset({Residence.UNLOADED, Residence.SLEEPING})
 _MOST_OTHERS = 3
 
 
@@ -68,7 +71,7 @@ def decide(snapshot: Snapshot, request: Request) -> Decision:
     if refusal is not None:
         return refusal
     outcome = _filter(snapshot, request, choice)
-    return _dispatch(request, choice, outcome) if outcome.candidates else _hold(choice, outcome)
+    return _dispatch(request, choice, outcome) if outcome.candidates else _hold(snapshot, choice, outcome)
 
 
 def rank(snapshot: Snapshot, request: Request) -> tuple[Ranked, ...]:
@@ -187,19 +190,42 @@ def _dispatch(request: Request, choice: _Choice, outcome: _Outcome) -> Decision:
     )
 
 
-def _hold(choice: _Choice, outcome: _Outcome) -> Decision:
+def _hold(snapshot: Snapshot, choice: _Choice, outcome: _Outcome) -> Decision:
     hopeful = [
         model for model in choice.first if outcome.left_out[model.name].code != Cause.CONTEXT_TOO_SMALL
     ]
-    nearest = _nearest(hopeful or choice.second, outcome)
+    models = hopeful or choice.second
+    nearest = _nearest(models, outcome)
+    plan, would = None, ""
+    if outcome.left_out[nearest.name].code == Cause.NOT_RESIDENT:
+        nearest, plan, would = _loadable(snapshot, nearest, models, outcome)
     cause = outcome.left_out[nearest.name]
     return Decision(
         Action.HOLD,
         cause.code,
-        f"{nearest.name} waits: {cause.reason}{_others(nearest, choice, outcome)}",
+        f"{nearest.name} waits: {cause.reason}{would}{_others(nearest, choice, outcome)}",
         left_out=outcome.left_out,
         retry_in_ms=_retry_ms(choice, outcome),
+        plan=plan,
     )
+
+
+def _loadable(
+    snapshot: Snapshot, nearest: Model, models: Iterable[Model], outcome: _Outcome
+) -> tuple[Model, Plan | None, str]:
+    """The absent model that is loaded at least cost, and in which words; the nearest if none can be."""
+    absent = [model for model in models if outcome.left_out[model.name].code == Cause.NOT_RESIDENT]
+    if any(model.residence is Residence.LOADING for model in absent):
+        return nearest, None, ""
+    found = {model.name: plan_for(snapshot, model.name) for model in absent}
+    plans = [plan for plan in found.values() if isinstance(plan, Plan)]
+    if not plans:
+        refusal = found[nearest.name]
+        if isinstance(refusal, Obstacle) and nearest.residence in _ABSENT:
+            return nearest, None, f"; it can't be loaded now: {refusal.reason}"
+        return nearest, None, ""
+    best = min(plans, key=lambda plan: (len(plan.victims), plan.load_seconds, plan.model))
+    return snapshot.models[best.model], best, f"; it would be {plan_words(best)}, {NOT_CARRIED_OUT}"
 
 
 def _nearest(models: Iterable[Model], outcome: _Outcome) -> Model:

@@ -34,6 +34,9 @@ class Gpu:
     power_draw_w: float | None = None
     sample_age_ms: float | None = None  # None: no reading, or its monitor is gone
     in_flight: int = 0
+    interval_ms: float = 1000.0  # between two readings
+    reserve_gb: float | None = None  # left free on this card; None: as the rules say
+    managed_mb: float | None = None  # what our backends' processes hold, where the driver can tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,26 @@ class Model:
     breaker_open_for_ms: float = 0.0  # > 0: shut until then
     breaker_half_open: bool = False  # one probe at a time
     saturated_for_ms: float = 0.0  # > 0: it said 429 or 503 and asked to wait
+    loadable_on: tuple[str, ...] = ()  # ids of the GPUs that it may be loaded on; empty: none is known
+    rate_10min: float | None = None  # arrivals per second over about the last 10 minutes; None: never used
+    rate_6h: float | None = None  # the same over about 6 hours
+    idle_s: float | None = None  # since a request last began or ended
+    ttl_s: float | None = None  # idle longer than this: may be unloaded
+    footprint_mb: float | None = None  # measured when it was last loaded
+    footprint_error_mb: float | None = None  # 95th percentile of measured minus predicted
+    load_seconds: float | None = None  # moving average of measured loads
+    loaded_ago_s: float | None = None  # since it was loaded by a plan of ours
+    load_gain: float | None = None  # the gain that this plan stood on
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits for one target (a model's name or ``auto:<agent type>``); None = unknown."""
+
+    target: str
+    waiting: int
+    head_age_s: float | None = None
+    expected_wait_s: float | None = None  # until one that comes now is served, if nothing is loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +106,9 @@ class Snapshot:
     gpus: Mapping[str, Gpu]
     rules: Rules = field(default_factory=Rules)
     busy: frozenset[str] = frozenset()  # models whose claim was answered BUSY since the snapshot was taken
+    backlogs: tuple[Backlog, ...] = ()
+    memo: dict[str, object] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What follows from the fields above, worked out once for all the decisions of a pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +151,54 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Victim:
+    """An idle model that a plan unloads; ``value`` is what keeping it is worth (section 5 of the model)."""
+
+    model: str
+    frees_mb: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A load, after evictions where it has victims. Memory in MB; nothing here is carried out yet.
+
+    ``available_mb`` and ``utilization`` are those after the evictions and after the load; ``gain`` is in
+    seconds of waiting.
+    """
+
+    model: str
+    gpu: str
+    needs_mb: float
+    available_mb: float
+    utilization: float
+    load_seconds: float
+    gain: float = 0.0
+    victims: tuple[Victim, ...] = ()
+    wakes: bool = False
+
+    @property
+    def frees_mb(self) -> float:
+        """What the evictions give back."""
+        return sum(victim.frees_mb for victim in self.victims)
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a model can't be loaded now: a stable code and a sentence that says what would change it."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What to do with one request, and why.
 
     ``code`` is stable for a kind of outcome; a hold is written again only when its code changes.
     ``limit`` and ``gpu_limits`` (GPU id -> most in flight) are what the claim must re-check.
-    ``retry_in_ms`` is an estimate of when asking again makes sense, None if nothing tells.
+    ``retry_in_ms`` is an estimate of when asking again makes sense, None if nothing tells. ``plan`` is the
+    load that a hold waits for, where one is possible.
     """
 
     action: Action
@@ -143,3 +211,28 @@ class Decision:
     parts: Mapping[str, Part] = field(default_factory=dict)
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
     retry_in_ms: float | None = None
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Something worth doing that nobody does yet, and why. Memory in MB, times and gain in seconds.
+
+    ``victims`` are the models that would be unloaded, ``gpu`` is where it happens and ``to_gpu`` where a
+    model would go. ``changes`` says what it would bring. None = does not apply or unknown.
+    """
+
+    action: str
+    code: str
+    reason: str
+    changes: str
+    model: str | None = None
+    gpu: str | None = None
+    to_gpu: str | None = None
+    victims: tuple[str, ...] = ()
+    frees_mb: float | None = None
+    needs_mb: float | None = None
+    gain: float | None = None
+    load_seconds: float | None = None
+    utilization: float | None = None  # of the GPU where it happens, or where a model would go, afterwards
+    plan: Plan | None = None

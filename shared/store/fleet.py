@@ -16,8 +16,17 @@ from shared.keys import Keys
 from shared.registry import Registration
 from shared.store.client import translating
 from shared.store.history import History, read_history
-from shared.store.records import GpuView, Head, ModelView, ServiceRecord, TargetView, View
+from shared.store.records import (
+    GpuView,
+    Head,
+    ModelView,
+    ServiceRecord,
+    StreamEntry,
+    TargetView,
+    View,
+)
 from shared.store.scripts import Scripts, encoded
+from shared.store.streams import read_range
 
 HEARTBEAT_S = 2.0
 HEARTBEAT_TTL_S = 10.0
@@ -111,6 +120,16 @@ class FleetStore:
     async def history(self, *, gpus: Sequence[str], models: Sequence[str]) -> History:
         """What forecasts are made from: the one-minute buckets of these GPUs and models."""
         return await read_history(self._redis, self._keys, gpus=gpus, models=models)
+
+    async def gpu_samples(self, *, before: str, count: int) -> list[StreamEntry]:
+        """Readings of all GPUs, the last to arrive first; ``before`` is ``+`` or ``(`` and an entry's id."""
+        stream = self._keys.gpu_samples
+        return await read_range(self._redis, stream, end=before, count=count, newest_first=True)
+
+    async def backend_samples(self, *, before: str, count: int) -> list[StreamEntry]:
+        """Probes of all models, likewise."""
+        stream = self._keys.backend_samples
+        return await read_range(self._redis, stream, end=before, count=count, newest_first=True)
 
     async def registrations(self) -> tuple[Registration, ...]:
         """Every model that is registered, by name."""

@@ -21,10 +21,16 @@ INDEX_KEPT = 20_000
 _ALLOWED_WHEN_FULL = frozenset(
     {"claim", "renew", "finish", "fail", "cancel", "sweep", "promote", "expire", "trim", "hold", "reject"}
     | {"gpu_sample", "backend_sample", "heartbeat", "retire", "view"}
+    | {"remove_model", "benchmark_turn", "benchmark_end"}
 )
 """Scripts that must work at maxmemory: they end work or write bounded state (redis-streams.md, section 2)."""
 
-_INCLUDED = {"create": frozenset({"submit", "admit"}), "history": frozenset({"gpu_sample", "claim"})}
+_INCLUDED = {
+    "create": frozenset({"submit", "admit"}),
+    "history": frozenset({"gpu_sample", "claim"}),
+    "models": frozenset({"register", "put_model", "remove_model"}),
+    "once": frozenset({"put_model", "remove_model", "announce"}),
+}
 """Parts that only these scripts need, behind common.lua."""
 
 HISTORY_DAYS = 8
@@ -34,7 +40,7 @@ NAMES = tuple(
     sorted(
         entry.name.removesuffix(".lua")
         for entry in (files("shared.store") / "lua").iterdir()
-        if entry.name.endswith(".lua") and entry.name not in ("common.lua", "create.lua", "history.lua")
+        if entry.name.endswith(".lua") and entry.name.removesuffix(".lua") not in {"common", *_INCLUDED}
     )
 )
 

@@ -7,11 +7,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from shared.errors import StoreUnavailable
 from shared.store.fleet import BackendSample, GpuSample
 from shared.store.records import FailKind, Failure, StreamEntry
 from shared.store.streams import Intake
-from tests.kit.fault_proxy import Fault, FaultProxy
+from tests.kit.fault_proxy import Fault, FaultProxy, take_commands
 from tests.kit.store_dump import Dump, violations
 from tests.kit.store_fixture import BOUND, DECISION, LEASE_MS, MODEL, Store, new_job, open_store
 
@@ -223,6 +227,26 @@ def _cases(life: str, commands: Sequence[str]) -> list[tuple[Fault, int]]:
     return [(fault, at) for fault in _FAULTS if fault is not Fault.BLACKHOLE for at in numbers]
 
 
+@given(
+    commands=st.lists(st.lists(st.binary(max_size=20), min_size=1, max_size=4), min_size=1, max_size=5),
+    chunk=st.integers(1, 30),
+)
+def test_the_proxy_tells_commands_apart_however_they_are_cut_up(
+    commands: list[list[bytes]], chunk: int
+) -> None:
+    packed = [
+        b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+        for words in commands
+    ]
+    sent, buffer, found = b"".join(packed), bytearray(), list[bytes]()
+    for start in range(0, len(sent), chunk):
+        buffer += sent[start : start + chunk]
+        found += take_commands(buffer)
+    assert found == packed
+    assert buffer == b""
+
+
+@pytest.mark.slow
 async def test_a_life_ends_the_same_whichever_of_its_commands_is_spoiled(store: Store) -> None:
     """H1-H4: each reply lost, each request lost, late or swallowed; one at a time."""
     clean = {life: await _live(store, life) for life in LIVES}

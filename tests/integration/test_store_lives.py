@@ -202,7 +202,7 @@ async def test_a_router_that_was_stopped_for_too_long_can_change_nothing_any_mor
 async def test_a_claim_that_arrives_after_its_attempt_has_ended_starts_no_attempt_that_nobody_runs(
     store: Store,
 ) -> None:
-    """H2: held up on the way, while its repetition was answered, the attempt ran, failed and was queued again."""
+    """H2: held up on the way, while its repetition was answered and the attempt ran and failed."""
     await store.start()
     await store.fail()
     before = await store.dump()
@@ -249,30 +249,6 @@ async def test_a_job_that_overstays_its_deadline_frees_its_slots(store: Store) -
     placement = await store.redis.hget(store.keys.of("placement", GPU), "in_flight")
     assert ((await store.model(MODEL))["in_flight"], placement) == ("0", "0")
     assert await store.finish() == "STALE"
-
-
-async def test_a_hold_is_said_once_for_each_reason(store: Store) -> None:
-    await store.submit()
-    await store.submit("j2")
-    calls = [("j1", "busy"), ("j1", "busy"), ("j2", "busy"), ("j1", "critical"), ("j1", "busy")]
-    answers = [await store.jobs.hold(job, code, f"{code}!", ("reason", code)) for job, code in calls]
-    assert answers == ["HELD", "SAME", "SAME", "HELD", "HELD"]
-    assert await store.kinds() == ["queued", "held", "held", "held"]
-    assert '"code":"busy"' in (await store.job("j2")).hold
-    assert len((await store.dump()).streams[store.keys.decisions]) == 3
-
-
-@pytest.mark.parametrize(("code", "kept"), [("model_busy", True), ("pressure_critical", False)])
-async def test_a_hold_outlives_a_claim_only_where_it_is_still_true(
-    store: Store, code: str, kept: bool
-) -> None:
-    """The model is busy for the next one as well; a critical level would have kept the first one too."""
-    await store.submit()
-    await store.submit("j2")
-    await store.jobs.hold("j1", code, "wait", ())
-    await store.claim()
-    assert bool((await store.job("j2")).hold) == kept
-    assert "hold_code" not in (await store.job("j1")).fields
 
 
 async def test_a_rejected_job_fails_with_the_reason_as_its_decision(store: Store) -> None:

@@ -70,6 +70,7 @@ async def test_entries_of_a_lost_read_reply_are_found_among_the_pending_ones(sto
     assert await pending(store) == []
 
 
+@pytest.mark.slow
 async def test_a_reader_whose_connection_swallows_everything_recovers_within_ten_seconds(
     store: Store,
 ) -> None:

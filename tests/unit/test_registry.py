@@ -80,3 +80,19 @@ def test_the_specifications_models_are_simulated_and_as_it_says() -> None:
     }
     assert all(model.simulated and model.source == "file" for model in SPECIFICATION_MODELS)
     assert {model.backend for model in SPECIFICATION_MODELS} == {BackendType.LLAMA_CPP}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"name": "auto"}, "another name"),
+        ({"name": "a", "serves": ("auto:Chat",)}, "another name"),
+        ({"name": "a", "tokens_per_second": float("inf")}, "finite"),
+        ({"name": "a", "ttl_s": float("inf")}, "finite"),
+    ],
+)
+def test_what_would_collide_with_our_own_names_or_is_no_number_is_refused(
+    fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Registration(port=1, **fields)

@@ -3,6 +3,21 @@
 -- targets = {{target, waiting, hold JSON, {{id, field, value, ...}, ...}}, ...},
 -- models = {{name, registration JSON, hash}, ...}, gpus = {{id, hash, level hash, in_flight}, ...}.
 
+-- Only what a decision reads: a job's metadata alone may be larger than all the rest of the view.
+local READ = {'state', 'model', 'agent_type', 'mode', 'priority', 'prompt_tokens', 'max_tokens',
+  'min_context_tokens', 'prefer_llama_cpp', 'fallback', 'submitted_ms', 'deadline_ms', 'attempt', 'tries', 'caller'}
+
+local function head_of(id)
+  local flat = {}
+  for i, value in ipairs(redis.call('HMGET', key('job', id), unpack(READ))) do
+    if value then
+      flat[#flat + 1] = READ[i]
+      flat[#flat + 1] = value
+    end
+  end
+  return flat
+end
+
 -- Takes out the contestant that goes first; of equal ones the one that came forward first.
 local function pop_first(contest)
   local best = 1
@@ -23,7 +38,7 @@ local function next_jobs(target, ready, heads)
   end
   while #jobs < heads and #contest > 0 do
     local id = pop_first(contest).id
-    local fields = redis.call('HGETALL', key('job', id))
+    local fields = head_of(id)
     jobs[#jobs + 1] = {id, fields}
     local name = line_of(target, record(fields).caller)
     local line = lines[name] or {at = 1, ids = redis.call('ZRANGE', name, 0, heads - 1)}
