@@ -7,7 +7,17 @@ from typing import Any
 from fastapi import FastAPI
 
 from services.api import problems
-from services.api.routes import gpu, health, jobs
+from services.api.routes import (
+    benchmark,
+    forecast,
+    gpu,
+    health,
+    history,
+    jobs,
+    models,
+    ranking,
+    rebalance,
+)
 from services.api.state import ApiState
 from shared.jobs import JobRequest
 from shared.presence import package_version
@@ -44,7 +54,7 @@ def create_app(state: ApiState) -> FastAPI:
     )
     app.state.api = state
     problems.install(app)
-    for routes in (jobs, gpu, health):
+    for routes in (jobs, gpu, forecast, ranking, history, rebalance, benchmark, models, health):
         app.include_router(routes.router)
     return app
 

@@ -40,6 +40,12 @@ _CALLS = {
     "DELETE /v1/jobs/{id}": "cancel it",
     "GET /v1/jobs": "the newest jobs",
     "GET /v1/gpu/status": "GPUs, models, queue and services",
+    "GET /v1/gpu/memory-forecast": "memory and requests some hours ahead; ?hours=0.25 to 24",
+    "GET /v1/gpu/models-optimal": "models in the order of routing; ?agent_type=Chat",
+    "GET /v1/gpu/history": "the last samples; ?limit=100",
+    "POST /v1/gpu/rebalance": "what to load and unload; GET is a preview",
+    "POST /v1/gpu/benchmark-model": "measure a model; ?model_name=NAME&duration_s=30",
+    "GET /v1/gpu/models": "the registry; POST there, PUT and DELETE at /v1/gpu/models/{name}",
     "GET /readyz": "whether everything is up",
 }
 
