@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from shared.decision.recording import record
 from shared.decision.snapshot import Decision, Gpu, Model, Part, Request, Snapshot
 from shared.states import Action
 from shared.store.records import ClaimOrder, GpuClaim
@@ -65,6 +66,9 @@ def decision_line(router: str, decision: Decision, snapshot: Snapshot, request: 
             ensure_ascii=False,
         ),
     }
+    inputs = record(snapshot, request)
+    if inputs is not None:
+        fields["inputs"] = inputs
     return tuple(item for pair in fields.items() for item in pair)
 
 
