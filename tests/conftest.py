@@ -2,6 +2,7 @@
 
 pytest_plugins = [
     "tests.kit.fixtures",
+    "tests.kit.vllm_fixtures",
     "tests.kit.redis_fixture",
     "tests.kit.store_fixture",
     "tests.kit.api_fixture",  # imports the one above it, which must be registered first

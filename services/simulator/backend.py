@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from services.simulator.card import Card
 from services.simulator.faults import Fault, FaultKind
-from services.simulator.frontend import Frontend
-from services.simulator.listener import Listener
-from services.simulator.state import Counters, ModelState
-from shared.config import SimulatorSettings
-from shared.registry import Registration
+from services.simulator.listener import Handler, Listener
+from services.simulator.state import Counters, ServedModel
 from shared.states import Residence
 
 
 class SimulatedBackend:
-    """A llama.cpp look-alike on a port: as a control panel for a person, and as a double for tests."""
+    """A look-alike server on a port: as a control panel for a person, and as a double for tests."""
 
-    def __init__(
-        self, registration: Registration, settings: SimulatorSettings, card: Card, host: str, port: int
-    ) -> None:
-        self.state = ModelState(registration, settings, card)
-        setting = f"the port of model {registration.name}"
-        self._listener = Listener(host, port, setting, Frontend(self.state).handle)
+    def __init__(self, state: ServedModel, handler: Handler, host: str, port: int) -> None:
+        self.state = state
+        self._listener = Listener(host, port, f"the port of model {state.registration.name}", handler)
         self._host = host
 
     @property
@@ -45,15 +38,15 @@ class SimulatedBackend:
 
     @property
     def running(self) -> int:
-        return self.state.pool.running
+        return self.state.running
 
     @property
     def deferred(self) -> int:
-        return self.state.pool.deferred
+        return self.state.deferred
 
     @property
     def peak_running(self) -> int:
-        return self.state.pool.peak_running
+        return self.state.peak_running
 
     @property
     def fault(self) -> Fault | None:

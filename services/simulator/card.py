@@ -51,13 +51,21 @@ class Card:
         self._clock = clock
         self._heat_time_s = _HEAT_TIME_S / settings.speedup
         self._held: dict[str, float] = {}
+        self._pools: set[str] = set()
         self._running: dict[str, int] = {}
         self._temperature_c = _IDLE_C
         self._heated_at = clock()
 
-    def occupy(self, name: str, memory_mb: float) -> None:
-        """A model's weights and context are on the card from now on."""
+    def occupy(self, name: str, memory_mb: float, *, pool: bool = False) -> None:
+        """A model's weights and context are on the card from now on.
+
+        A ``pool`` holds all that its requests will ever need, so that running ones take nothing more.
+        """
         self._held[name] = memory_mb
+        if pool:
+            self._pools.add(name)
+        else:
+            self._pools.discard(name)
 
     def vacate(self, name: str) -> None:
         """A model has left the card."""
@@ -82,7 +90,8 @@ class Card:
         if self.pins.memory_used_mb is not None:
             return min(self.memory_total_mb, self.pins.memory_used_mb)
         foreign_mb = self._foreign_mb if self.pins.foreign_mb is None else self.pins.foreign_mb
-        used = foreign_mb + sum(self._held.values()) + _RUNNING_MB * self.running
+        scratch = sum(count for name, count in self._running.items() if name not in self._pools)
+        used = foreign_mb + sum(self._held.values()) + _RUNNING_MB * scratch
         return min(self.memory_total_mb, used)
 
     @property

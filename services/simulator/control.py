@@ -18,13 +18,15 @@ from pydantic import (
 
 from services.simulator.backend import SimulatedBackend
 from services.simulator.card import UUID, Card
-from services.simulator.faults import Fault
+from services.simulator.faults import Fault, FaultKind
 from services.simulator.listener import Handler
+from services.simulator.vllm_backend import VllmBackend
 from shared.states import Residence
 
 Mb = Annotated[float, Field(ge=0)]
 Celsius = Annotated[float, Field(ge=0, le=150)]
 Patch = TypeVar("Patch", bound=BaseModel)
+_VLLM_ONLY = frozenset({"paused", "kv_blocks", "max_queued"})
 
 
 class GpuPatch(BaseModel):
@@ -54,6 +56,12 @@ class ModelPatch(BaseModel):
     load_s: Annotated[float, Field(ge=0)] | None = None
     residence: Residence | None = None
     fault: Fault | None = None
+    paused: bool | None = None
+    """vLLM: what ``POST /pause?mode=keep`` and ``POST /resume`` do."""
+    kv_blocks: Annotated[int, Field(ge=1)] | None = None
+    """vLLM: size of the KV cache."""
+    max_queued: Annotated[int, Field(ge=1)] | None = None
+    """vLLM: how many requests may be inside before admission control answers 503."""
 
     @field_validator("fault", mode="before")
     @classmethod
@@ -148,7 +156,21 @@ class _Control:
         return _model_reading(backend)
 
 
+def _check_kind(patch: ModelPatch, backend: SimulatedBackend) -> None:
+    given = sorted(patch.model_fields_set & _VLLM_ONLY)
+    if patch.fault is not None and patch.fault.kind is FaultKind.ENGINE_DEATH:
+        given.append("fault.kind engine_death")
+    if given and not isinstance(backend, VllmBackend):
+        known = sorted(set(ModelPatch.model_fields) - _VLLM_ONLY)
+        raise _Problem(422, f"{', '.join(given)}: {backend.name} is simulated as llama.cpp, not vLLM", known)
+
+
 async def _apply(patch: ModelPatch, backend: SimulatedBackend) -> None:
+    _check_kind(patch, backend)
+    if isinstance(backend, VllmBackend):
+        backend.model.limit(kv_blocks=patch.kv_blocks, max_queued=patch.max_queued)
+        if patch.paused is not None:
+            await backend.pause(paused=patch.paused)
     if patch.tokens_per_second is not None:
         backend.state.tokens_per_second = patch.tokens_per_second
     if patch.load_s is not None:
@@ -203,7 +225,7 @@ def _model_reading(backend: SimulatedBackend) -> dict[str, JsonValue]:
         "port": backend.port,
         "residence": backend.residence.value,
         "vram_gb": state.vram_gb,
-        "slots": len(state.pool.slots),
+        "slots": state.slots,
         "context_tokens": state.context_tokens,
         "tokens_per_second": state.tokens_per_second,
         "load_s": state.load_s,

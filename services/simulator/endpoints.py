@@ -1,4 +1,4 @@
-"""The bodies of llama.cpp's observing endpoints (and of vLLM's, for a model registered as vLLM)."""
+"""The bodies of llama.cpp's observing endpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic import JsonValue
 from services.simulator.answers import FINGERPRINT
 from services.simulator.slots import Slot
 from services.simulator.state import ModelState
-from shared.states import BackendType, Residence
+from shared.states import Residence
 
 
 def props(model: ModelState) -> dict[str, JsonValue]:
@@ -30,12 +30,14 @@ def props(model: ModelState) -> dict[str, JsonValue]:
 
 def models(model: ModelState) -> dict[str, JsonValue]:
     """``GET /v1/models``."""
-    entry: dict[str, JsonValue] = {"id": model.name, "object": "model", "created": 0, "simulated": True}
-    if model.registration.backend is BackendType.VLLM:
-        entry |= {"owned_by": "vllm", "max_model_len": model.context_tokens}
-    else:
-        meta: dict[str, JsonValue] = {"n_ctx": model.context_tokens, "n_ctx_train": model.context_tokens}
-        entry |= {"owned_by": "llamacpp", "meta": meta}
+    entry: dict[str, JsonValue] = {
+        "id": model.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "llamacpp",
+        "meta": {"n_ctx": model.context_tokens, "n_ctx_train": model.context_tokens},
+        "simulated": True,
+    }
     return {"object": "list", "data": [entry]}
 
 
@@ -72,14 +74,8 @@ def _slot(model: ModelState, slot: Slot) -> dict[str, JsonValue]:
 
 def metrics(model: ModelState) -> str:
     """``GET /metrics``."""
-    vllm = model.registration.backend is BackendType.VLLM
-    lines = _vllm_metrics(model) if vllm else _llama_cpp_metrics(model)
-    return "".join(f"{name} {value:.6g}\n" for name, value in lines.items())
-
-
-def _llama_cpp_metrics(model: ModelState) -> dict[str, float]:
     counters = model.counters
-    return {
+    lines: dict[str, float] = {
         "llamacpp:prompt_tokens_total": counters.prompt_tokens,
         "llamacpp:prompt_tokens_cached_total": 0,
         "llamacpp:prompt_seconds_total": counters.prompt_s,
@@ -89,15 +85,4 @@ def _llama_cpp_metrics(model: ModelState) -> dict[str, float]:
         "llamacpp:requests_processing": model.pool.running,
         "llamacpp:requests_deferred": model.pool.deferred,
     }
-
-
-def _vllm_metrics(model: ModelState) -> dict[str, float]:
-    labels = f'{{engine="0",model_name="{model.name}"}}'
-    held = sum(slot.prompt_tokens + slot.decoded for slot in model.pool.slots if slot.busy)
-    return {
-        f"vllm:num_requests_running{labels}": model.pool.running,
-        f"vllm:num_requests_waiting{labels}": model.pool.deferred,
-        f"vllm:kv_cache_usage_perc{labels}": held / (model.context_tokens * len(model.pool.slots)),
-        f"vllm:prompt_tokens_total{labels}": model.counters.prompt_tokens,
-        f"vllm:generation_tokens_total{labels}": model.counters.decodes,
-    }
+    return "".join(f"{name} {value:.6g}\n" for name, value in lines.items())

@@ -11,10 +11,15 @@ from services.simulator.backend import SimulatedBackend
 from services.simulator.card import Card
 from services.simulator.control import control_app
 from services.simulator.faults import Fault
+from services.simulator.frontend import Frontend
 from services.simulator.listener import Listener
+from services.simulator.state import ModelState
+from services.simulator.vllm_backend import VllmBackend
+from services.simulator.vllm_model import VllmModel
 from shared.config import SimulatorSettings
 from shared.errors import ConfigError
 from shared.registry import Registration
+from shared.states import BackendType
 
 
 class SimulatedHost:
@@ -47,7 +52,7 @@ class SimulatedHost:
             backends: dict[str, SimulatedBackend] = {}
             for model in self._models:
                 port = 0 if self._free_ports else _port(model)
-                backend = SimulatedBackend(model, self._settings, self.card, self._host, port)
+                backend = self._backend(model, port)
                 resources.push_async_callback(backend.close)
                 backends[model.name] = backend
             port = 0 if self._free_ports else self._settings.port
@@ -58,6 +63,12 @@ class SimulatedHost:
                 await backend.load()
             self.backends, self._control_port = backends, control.port
             self._resources = resources.pop_all()
+
+    def _backend(self, model: Registration, port: int) -> SimulatedBackend:
+        if model.backend is BackendType.VLLM:
+            return VllmBackend(VllmModel(model, self._settings, self.card), self._host, port)
+        state = ModelState(model, self._settings, self.card)
+        return SimulatedBackend(state, Frontend(state).handle, self._host, port)
 
     async def stop(self) -> None:
         """Cut all connections and give all ports back."""

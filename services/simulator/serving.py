@@ -13,14 +13,11 @@ from pydantic import JsonValue
 from services.simulator.answers import DONE, Answer, Measured, event, pieces
 from services.simulator.asks import Ask, Refusal
 from services.simulator.faults import Fault, FaultKind
+from services.simulator.pace import INSTANT_S, Pace
 from services.simulator.slots import Slot
 from services.simulator.state import ModelState
 
 HEADERS: Mapping[str, str] = {"Server": "llama.cpp (simulated)", "X-Simulated": "true"}
-_TICK_S = 0.02
-"""Tokens that fall into one tick go out in one write: smooth to the eye, cheap at any speed."""
-_INSTANT_S = 0.001
-"""Less than this is not slept for."""
 
 
 class Serving:
@@ -50,7 +47,7 @@ class Serving:
     async def _prefill(self) -> None:
         started = time.monotonic()
         wait_s = self._ask.prompt_tokens / self._model.prompt_rate(self._fault)
-        if wait_s >= _INSTANT_S:
+        if wait_s >= INSTANT_S:
             await asyncio.sleep(wait_s)
         self._measured.prompt_s = time.monotonic() - started
 
@@ -85,31 +82,24 @@ class Serving:
 
     async def _generate(self, request: web.BaseRequest) -> AsyncGenerator[tuple[int, int], None]:
         """Yield the ranges of tokens as they fall due; the first one comes with the end of the prompt."""
-        rate = self._model.output_rate(self._fault)
         total, strike_at = len(self._pieces), self._strike_at
-        started = time.monotonic()
-        ends_at = started + (total - 1) / rate
+        pace = Pace(total, self._model.output_rate(self._fault))
         done = 0
         while done < total:
             if done == strike_at:
                 await self._strike(request)
-            now = time.monotonic()
-            due = total if ends_at - now < _INSTANT_S else int((now - started) * rate) + 1
-            end = min(max(due, done + 1), total if strike_at is None or done >= strike_at else strike_at)
-            self._decoded(end, time.monotonic() - started)
+            end = pace.due(done, strike_at)
+            self._decoded(end, pace.elapsed_s)
             yield done, end
             done = end
-            if done < total:
-                await _sleep_until(started + done / rate, ends_at)
+            await asyncio.sleep(pace.wait_s(done))
         if done == strike_at:
             await self._strike(request)
 
     @property
     def _strike_at(self) -> int | None:
         """After how many tokens the fault strikes, None if it never does."""
-        if self._fault is None or self._fault.kind is FaultKind.SLOW:
-            return None
-        return min(self._fault.strikes_after, len(self._pieces))
+        return None if self._fault is None else self._fault.strikes_at(len(self._pieces))
 
     async def _strike(self, request: web.BaseRequest) -> None:
         fault = self._fault
@@ -138,17 +128,9 @@ class Serving:
         counters.output_s += measured.output_s
 
 
-async def _sleep_until(next_token_at: float, ends_at: float) -> None:
-    """Sleep to the next token, at least a tick, but never past the end of the answer."""
-    now = time.monotonic()
-    wait_s = min(max(next_token_at - now, _TICK_S), ends_at - now)
-    if wait_s >= _INSTANT_S:
-        await asyncio.sleep(wait_s)
-
-
-def problem(refusal: Refusal) -> web.Response:
-    """The HTTP answer that a refusal stands for."""
-    headers = dict(HEADERS)
+def problem(refusal: Refusal, server: Mapping[str, str] = HEADERS) -> web.Response:
+    """The HTTP answer that a refusal stands for, with the headers of that ``server``."""
+    headers = dict(server)
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = f"{refusal.retry_after_s:g}"
     body: dict[str, JsonValue] = refusal.body

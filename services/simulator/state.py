@@ -1,9 +1,10 @@
-"""What one simulated model is doing: loaded or not, its slots, its speed, its fault, its counters."""
+"""What one simulated model is doing: loaded or not, its speed, its fault, its counters."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from services.simulator.card import MB_PER_GB, Card
@@ -47,8 +48,8 @@ class Counters:
     decodes: int = 0
 
 
-class ModelState:
-    """One simulated model on the card, without its port."""
+class ServedModel(ABC):
+    """One simulated model on the card, without its port: what every look-alike server keeps of it."""
 
     def __init__(self, registration: Registration, settings: SimulatorSettings, card: Card) -> None:
         self.registration = registration
@@ -58,11 +59,10 @@ class ModelState:
         self.tokens_per_second = registration.tokens_per_second or default_tokens_per_second(self.vram_gb)
         self.load_s = settings.load_s
         self.counters = Counters()
-        self.pool = SlotPool(registration.slots or _DEFAULT_SLOTS, self._running_changed)
         self.fault: Fault | None = None
         self.healed = asyncio.Event()
         self._strikes_left: int | None = None
-        self._speedup = settings.speedup
+        self.speedup = settings.speedup
         self._card = card
         self._loaded = False
         self._asleep = False
@@ -78,15 +78,35 @@ class ModelState:
         return Residence.LOADING if time.monotonic() < self._ready_at else Residence.RESIDENT
 
     @property
-    def starting(self) -> bool:
-        """Loading for the first time: all is answered 503 (a sleeper that wakes lets requests wait)."""
-        return self.residence is Residence.LOADING and not self._waking
+    @abstractmethod
+    def slots(self) -> int:
+        """The most requests that compute at once."""
+
+    @property
+    @abstractmethod
+    def running(self) -> int:
+        """Requests that compute now."""
+
+    @property
+    @abstractmethod
+    def deferred(self) -> int:
+        """Requests that wait in line."""
+
+    @property
+    @abstractmethod
+    def peak_running(self) -> int:
+        """The most that ever computed at once."""
+
+    @property
+    def loading_s(self) -> float:
+        """Seconds until it is loaded, 0 when it is."""
+        return max(0.0, self._ready_at - time.monotonic())
 
     def begin_load(self, *, waking: bool = False) -> None:
         """Take the memory; ready to serve after ``load_s``."""
         self._loaded, self._asleep, self._waking = True, False, waking
-        self._ready_at = time.monotonic() + self.load_s / self._speedup
-        self._card.occupy(self.registration.name, self.vram_gb * MB_PER_GB)
+        self._ready_at = time.monotonic() + self.load_s / self.speedup
+        self._occupy()
 
     def unload(self) -> None:
         """Give the memory back."""
@@ -98,12 +118,6 @@ class ModelState:
         self._asleep = True
         self._card.vacate(self.registration.name)
 
-    async def ready(self) -> None:
-        """Wake up if asleep, and wait until loaded."""
-        if self._asleep:
-            self.begin_load(waking=True)
-        await asyncio.sleep(max(0.0, self._ready_at - time.monotonic()))
-
     def set_fault(self, fault: Fault | None) -> None:
         """Replace the fault; what hung because of the old one goes on."""
         self.healed.set()
@@ -114,7 +128,7 @@ class ModelState:
     def take_fault(self) -> Fault | None:
         """The fault that strikes the next completion; one with ``times`` heals after its last."""
         fault = self.fault
-        if fault is None or fault.kind is FaultKind.REFUSE:
+        if fault is None or not fault.of_requests:
             return None
         self.counters.struck += 1
         if self._strikes_left is not None:
@@ -126,11 +140,49 @@ class ModelState:
     def output_rate(self, fault: Fault | None) -> float:
         """Tokens a second that one request gets now, however many run beside it."""
         slow = _SLOW_FACTOR if fault is not None and fault.kind is FaultKind.SLOW else 1.0
-        return self.tokens_per_second * self._speedup / slow
+        return self.tokens_per_second * self.speedup / slow
 
     def prompt_rate(self, fault: Fault | None) -> float:
         """Prompt tokens a second."""
         return self.output_rate(fault) * _PREFILL_SPEEDUP
 
+    def _occupy(self) -> None:
+        self._card.occupy(self.registration.name, self.vram_gb * MB_PER_GB)
+
     def _running_changed(self, running: int) -> None:
         self._card.set_running(self.registration.name, running)
+
+
+class ModelState(ServedModel):
+    """A model in slots, as llama.cpp serves it."""
+
+    def __init__(self, registration: Registration, settings: SimulatorSettings, card: Card) -> None:
+        super().__init__(registration, settings, card)
+        self.pool = SlotPool(registration.slots or _DEFAULT_SLOTS, self._running_changed)
+
+    @property
+    def slots(self) -> int:
+        return len(self.pool.slots)
+
+    @property
+    def running(self) -> int:
+        return self.pool.running
+
+    @property
+    def deferred(self) -> int:
+        return self.pool.deferred
+
+    @property
+    def peak_running(self) -> int:
+        return self.pool.peak_running
+
+    @property
+    def starting(self) -> bool:
+        """Loading for the first time: all is answered 503 (a sleeper that wakes lets requests wait)."""
+        return self.residence is Residence.LOADING and not self._waking
+
+    async def ready(self) -> None:
+        """Wake up if asleep, and wait until loaded."""
+        if self._asleep:
+            self.begin_load(waking=True)
+        await asyncio.sleep(self.loading_s)

@@ -24,6 +24,8 @@ from shared.backends.session import backend_errors, headers, root_url
 from shared.backends.sse import SseEvent, SseParser
 from shared.states import BackendType
 
+ABORTED = "abort"
+"""The finish reason by which vLLM says that it broke an answer off, on a stream that looks complete."""
 _ERROR_BODY_BYTES = 16 * 1024
 _EVENT_OVERHEAD_BYTES = 64 * 1024
 _SETTLE_S = 0.25
@@ -177,6 +179,8 @@ def _check_end(result: Aggregate) -> None:
         return
     if not result.done and not result.finished:
         raise Interrupted("backend_interrupted", "the stream ended before the answer did")
+    if result.finish_reason == ABORTED:
+        raise Interrupted("backend_interrupted", "the backend aborted the answer (put to sleep or paused?)")
     if result.empty:
         raise Broken("the stream held no choice")
 

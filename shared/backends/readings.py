@@ -9,11 +9,17 @@ from shared.states import Residence
 
 @dataclass(frozen=True, slots=True)
 class Props:
-    """What does not change while a server runs; read when it was (re)connected, then handed to each probe."""
+    """What does not change while a server runs; read when it was (re)connected, then handed to each probe.
+
+    ``router``: it is a llama.cpp in router mode, and the rest is of one of its models, once that is loaded.
+    ``pausable``: it may tell whether it is paused (vLLM in its development mode).
+    """
 
     slots: int | None
     context_tokens: int | None
     upstream_name: str | None
+    router: bool = False
+    pausable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,12 @@ class LlamaServer:
         self._log = model.with_name(f"{alias}-{id(self):x}.log")
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """The process id; it must run."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start it and wait until it listens; fails with the end of its log."""
         with self._log.open("wb") as log:

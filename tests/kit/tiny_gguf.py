@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.kit.tiny_vocabulary import BOS, CHAT_TEMPLATE, EOS, Vocabulary, vocabulary_of_words
+
 Floats = NDArray[np.float32]
 
-_TEXT = """the of and to in is that it for on with as was at by from this be are or an which one all there
-their has not but can more when who will no if out so what up said about them than its time into only new some
-could these two may then do first any my now such like our over me even most made after also did many before
-must through back years where much your way well down should because each just those people how too little
-state good very make world still own see men work long get here between both life being under never day same
-another know while last might us great old year off come since against go came right used take three gpu queue
-token router memory model cache batch request server load heat fan clock slot layer kernel prompt stream block
-page graph node card power limit watt backend latency throughput"""
-_BOS, _ROLE, _EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-_TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 _NEVER = -40.0
 _CONTEXT_TOKENS = 8192
 _HEADS, _KV_HEADS = 4, 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Vocabulary:
-    tokens: Sequence[str]
-    merges: Sequence[str]
-    words: Sequence[int]
-    specials: dict[str, int]
 
 
 def tiny_gguf(
@@ -51,7 +29,7 @@ def tiny_gguf(
     It speaks in readable words: dimension 0 of the residual stream is a constant (every embedding sets it, no
     block writes to it), so column 0 of the output matrix is a bias of each token, and bytes get -40.
     """
-    vocabulary = _vocabulary()
+    vocabulary = vocabulary_of_words()
     writer = gguf.GGUFWriter(str(path), "llama")
     _write_metadata(writer, vocabulary, layers=layers, hidden=hidden, name=name)
     rng = np.random.default_rng(0)
@@ -60,7 +38,7 @@ def tiny_gguf(
     output = _normal(rng, len(vocabulary.tokens), hidden, 0.25)
     bias = np.full(len(vocabulary.tokens), _NEVER, np.float32)
     bias[list(vocabulary.words)] = 0.0
-    bias[vocabulary.specials[_EOS]] = eos_bias
+    bias[vocabulary.specials[EOS]] = eos_bias
     after_norm = embedding[0, 0] / np.sqrt((embedding**2).mean())
     output[:, 0] = bias / after_norm
     writer.add_tensor("token_embd.weight", embedding.astype(np.float16))
@@ -76,7 +54,7 @@ def tiny_gguf(
 
 
 def _write_metadata(
-    writer: gguf.GGUFWriter, vocabulary: _Vocabulary, *, layers: int, hidden: int, name: str
+    writer: gguf.GGUFWriter, vocabulary: Vocabulary, *, layers: int, hidden: int, name: str
 ) -> None:
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
@@ -97,10 +75,10 @@ def _write_metadata(
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(types)
     writer.add_token_merges(vocabulary.merges)
-    writer.add_bos_token_id(vocabulary.specials[_BOS])
-    writer.add_eos_token_id(vocabulary.specials[_EOS])
+    writer.add_bos_token_id(vocabulary.specials[BOS])
+    writer.add_eos_token_id(vocabulary.specials[EOS])
     writer.add_add_bos_token(False)
-    writer.add_chat_template(_TEMPLATE)
+    writer.add_chat_template(CHAT_TEMPLATE)
 
 
 def _write_block(writer: gguf.GGUFWriter, rng: np.random.Generator, prefix: str, hidden: int) -> None:
@@ -126,33 +104,3 @@ def _write_block(writer: gguf.GGUFWriter, rng: np.random.Generator, prefix: str,
 
 def _normal(rng: np.random.Generator, rows: int, columns: int, scale: float) -> Floats:
     return (rng.standard_normal((rows, columns)) * scale).astype(np.float32)
-
-
-def _vocabulary() -> _Vocabulary:
-    """The 256 bytes, every beginning of `` word`` (so that merges lead up to it), and the special tokens."""
-    alias = _printable_bytes()
-    tokens = [alias[byte] for byte in range(256)]
-    known = {token: index for index, token in enumerate(tokens)}
-    merges: list[str] = []
-    words: list[int] = []
-    for word in dict.fromkeys(_TEXT.split()):
-        letters = [alias[byte] for byte in f" {word}".encode()]
-        token = letters[0]
-        for letter in letters[1:]:
-            if token + letter not in known:
-                known[token + letter] = len(tokens)
-                tokens.append(token + letter)
-                merges.append(f"{token} {letter}")
-            token += letter
-        words.append(known[token])
-    specials = {special: len(tokens) + index for index, special in enumerate((_BOS, _ROLE, _EOS))}
-    return _Vocabulary([*tokens, *specials], merges, words, specials)
-
-
-def _printable_bytes() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: itself where it is printable, else a letter from 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {
-        byte: chr(256 + index) for index, byte in enumerate(others)
-    }
