@@ -16,6 +16,8 @@ import uvloop
 from loguru import logger
 
 from services.api.app import create_app
+from services.api.benchmark import Benchmarks
+from services.api.benchmark_run import Parts
 from services.api.registry import Registry
 from services.api.state import ApiState
 from services.api.upkeep import Upkeep
@@ -26,7 +28,9 @@ from shared.ending import log_end
 from shared.errors import ConfigError, OrchestratorError
 from shared.keys import Keys
 from shared.presence import Presence
+from shared.store.benchmarks import BenchmarkStore
 from shared.store.client import connect_commands, connect_reader, wait_for_server
+from shared.store.control import ControlStore
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore
 from shared.store.records import StreamEntry
@@ -146,14 +150,23 @@ def compose(settings: Settings, stack: AsyncExitStack) -> tuple[ApiState, Upkeep
     async def read_events(start: str) -> list[StreamEntry]:
         return await read_range(commands, keys.events, start=start)
 
+    history, retention_s = settings.history, settings.jobs.retention_s
+    jobs = JobStore(commands, keys, history, retention_s)
+    feed = JobFeed(Follower(reader, {keys.events: "$"}))
+    measured = BenchmarkStore(commands, keys, history, retention_s)
+    benchmarks = Benchmarks(Parts(settings, jobs, fleet, measured, feed))
+    stack.push_async_callback(benchmarks.close)
     state = ApiState(
         settings=settings,
-        jobs=JobStore(commands, keys, settings.history, settings.jobs.retention_s),
+        jobs=jobs,
         fleet=fleet,
+        control=ControlStore(commands, keys, history, retention_s),
+        benchmarks=benchmarks,
         registry=registry,
-        feed=JobFeed(Follower(reader, {keys.events: "$"})),
+        feed=feed,
         read_events=read_events,
         usable=upkeep.usable,
+        config_file=os.environ.get("ORCH_CONFIG"),
     )
     return state, upkeep
 

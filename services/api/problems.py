@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -32,6 +32,7 @@ class ProblemBody(BaseModel):
     detail: str
     instance: str
     field: str | None = Field(default=None, description="The field that is wrong, where one is")
+    known: list[str] | None = Field(default=None, description="What it could have been, where that is a list")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,15 @@ class ProblemType:
 
 MALFORMED = ProblemType(400, "malformed-body", "The body is not JSON")
 UNKNOWN_JOB = ProblemType(404, "unknown-job", "No such job")
+UNKNOWN_MODEL = ProblemType(404, "unknown-model", "No such model")
+UNKNOWN_AGENT_TYPE = ProblemType(404, "unknown-agent-type", "No model serves this agent type")
+UNKNOWN_BENCHMARK = ProblemType(404, "unknown-benchmark", "No such benchmark")
 ALREADY_ENDED = ProblemType(409, "already-ended", "The job has already ended")
+MODEL_EXISTS = ProblemType(409, "model-exists", "The model is registered already")
+MODEL_OF_FILE = ProblemType(409, "model-of-file", "The model belongs to the configuration file")
+BENCHMARK_RUNS = ProblemType(409, "benchmark-runs", "A benchmark of this model runs already")
+NOT_NOW = ProblemType(409, "not-now", "The model cannot be measured now")
+NO_LAUNCHER = ProblemType(409, "no-launcher", "Nothing can carry this out")
 TOO_LARGE = ProblemType(413, "too-large", "The body is too large")
 INVALID = ProblemType(422, "invalid-request", "A field is wrong")
 KEY_REUSED = ProblemType(422, "idempotency-key-reused", "The idempotency key stands for another request")
@@ -53,7 +62,7 @@ UNAVAILABLE = ProblemType(503, "store-unavailable", "Redis cannot be used right 
 
 
 class Problem(Exception):
-    """An error answer; ``field`` names the wrong field of body, query or headers."""
+    """An error answer; ``field`` names the wrong field of body, query or headers, ``known`` right values."""
 
     def __init__(
         self,
@@ -61,12 +70,14 @@ class Problem(Exception):
         detail: str,
         *,
         field: str | None = None,
+        known: Iterable[str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
         self.field = field
+        self.known = None if known is None else sorted(known)
         self.headers = headers
 
 
@@ -95,6 +106,7 @@ async def _answer(request: Request, error: Exception) -> Response:
         detail=problem.detail,
         instance=request.url.path,
         field=problem.field or None,
+        known=problem.known,
     )
     return Response(
         body.model_dump_json(exclude_none=True), kind.status, headers=problem.headers, media_type=MEDIA_TYPE
@@ -121,7 +133,8 @@ def _problem_of(error: Exception, request: Request) -> Problem:
         case RequestValidationError():
             item = error.errors()[0]
             name = str(item["loc"][-1])
-            return Problem(INVALID, f"{name}: {item['msg']}", field=name)
+            said = "is no parameter of this call" if item["type"] == "extra_forbidden" else item["msg"]
+            return Problem(INVALID, f"{name}: {said}", field=name)
         case HTTPException():
             return _of_routing(error, request)
     return Problem(INTERNAL, "an unexpected error: the log of the api says more")

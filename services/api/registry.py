@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from loguru import logger
 
+from shared.errors import InvalidRequest
+from shared.jobs import JobRequest
 from shared.registry import Registration
 from shared.store.fleet import FleetStore
+from shared.submission import check_known
 
 _FRESH_S = 1.0
 
@@ -34,6 +37,15 @@ class Registry:
         if time.monotonic() - self._read_at >= _FRESH_S:
             await self.refresh()
         return self._known
+
+    async def check(self, job: JobRequest) -> None:
+        """Raises ``InvalidRequest`` for a model or an agent type that nobody registered."""
+        try:
+            check_known(job, await self.current())
+        except InvalidRequest:
+            # It may have been registered a moment ago, through another api.
+            await self.refresh()
+            check_known(job, self._known)
 
     async def refresh(self) -> None:
         """Read them again. None at all means that Redis lost its data: ours are then written again."""

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from services.api.benchmark import Benchmarks
 from services.api.registry import Registry
 from services.api.waiting import JobFeed
 from shared.config import Settings
 from shared.errors import StoreUnavailable
+from shared.store.control import ControlStore
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore
 from shared.store.records import JobRecord, StreamEntry
@@ -23,15 +25,21 @@ STORE_TIMEOUT_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class ApiState:
-    """``read_events`` reads a page of ``orch:jobs:events`` from an id on; ``usable``: Redis was checked."""
+    """``read_events`` reads a page of ``orch:jobs:events`` from an id on; ``usable``: Redis was checked.
+
+    ``config_file`` is where ``settings`` came from, None without one.
+    """
 
     settings: Settings
     jobs: JobStore
     fleet: FleetStore
+    control: ControlStore
+    benchmarks: Benchmarks
     registry: Registry
     feed: JobFeed
     read_events: Callable[[str], Awaitable[list[StreamEntry]]]
     usable: asyncio.Event
+    config_file: str | None
 
     @asynccontextmanager
     async def store(self) -> AsyncIterator[None]:

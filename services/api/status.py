@@ -34,16 +34,11 @@ def fleet_status(
     view: View, counts: tuple[int, int], services: Sequence[ServiceRecord], settings: Settings
 ) -> FleetStatus:
     """``counts`` are the jobs that wait and that run."""
-    gpus = [_gpu(gpu, view.now_ms, settings) for gpu in sorted(view.gpus, key=_gpu_order)]
-    waiting = {target.target: target.waiting for target in view.targets}
-    known = snapshot_of(view, settings).models
-    models = {
-        entry.registration.name: _model(entry, known[entry.registration.name], waiting, view.now_ms)
-        for entry in sorted(view.models, key=lambda entry: entry.registration.name)
-    }
+    gpus = gpu_statuses(view, settings)
+    models = model_statuses(view, settings)
     measured = [gpu for gpu in gpus if gpu.sample_age_ms is not None]
     return FleetStatus(
-        gpu=(measured or gpus or [GpuStatus(id=None, detail=_nothing(settings))])[0],
+        gpu=(measured or gpus or [GpuStatus(id=None, detail=nothing_sampled(settings))])[0],
         models=models,
         gpus=gpus,
         queue=QueueStatus(
@@ -61,11 +56,26 @@ def fleet_status(
     )
 
 
+def gpu_statuses(view: View, settings: Settings) -> list[GpuStatus]:
+    """Every GPU that was ever sampled, by host and index."""
+    return [_gpu(gpu, view.now_ms, settings) for gpu in sorted(view.gpus, key=_gpu_order)]
+
+
+def model_statuses(view: View, settings: Settings) -> dict[str, ModelStatus]:
+    """Every registered model, by name; what waits is known if the view holds the queues."""
+    waiting = {target.target: target.waiting for target in view.targets}
+    known = snapshot_of(view, settings).models
+    return {
+        entry.registration.name: _model(entry, known[entry.registration.name], waiting, view.now_ms)
+        for entry in sorted(view.models, key=lambda entry: entry.registration.name)
+    }
+
+
 def is_alive(record: ServiceRecord) -> bool:
     return record.age_ms < HEARTBEAT_TTL_S * 1000
 
 
-def _nothing(settings: Settings) -> str:
+def nothing_sampled(settings: Settings) -> str:
     if settings.gpu.source == "none":
         return "gpu.source is none: memory and heat are unknown, routing goes by load alone"
     return "no GPU was sampled yet: is a monitor running, and does it see an NVML driver?"
@@ -153,7 +163,7 @@ def _model(view: ModelView, known: Model, waiting: Mapping[str, int], now_ms: in
         slots=entry.slots or whole(fields, "slots"),
         context_tokens=entry.context_tokens or whole(fields, "context_tokens"),
         url=known.url,
-        port=_port(entry),
+        port=port_of(entry),
         gpu=fields.get("gpu") or None,
         agent_types=list(entry.agent_types),
         serves=list(entry.served_names),
@@ -174,7 +184,8 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def _port(entry: Registration) -> int | None:
+def port_of(entry: Registration) -> int | None:
+    """The port of its server, None where its URL names none."""
     if entry.url is None:
         return entry.port
     try:

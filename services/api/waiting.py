@@ -65,6 +65,11 @@ class JobFeed:
     def subscribers(self) -> int:
         return sum(map(len, self._subscriptions.values()))
 
+    @property
+    def closed(self) -> bool:
+        """Whether the process stops: nobody hears of any job any more."""
+        return self._closed
+
     @contextmanager
     def subscribe(self, job_id: str) -> Iterator[Subscription]:
         subscription = Subscription()

@@ -21,11 +21,15 @@ import pytest
 import yaml
 
 from services.api.__main__ import http_server, listen
+from services.api.benchmark import Benchmarks
+from services.api.benchmark_run import Parts
 from services.api.registry import Registry
 from services.api.state import ApiState
 from services.api.waiting import JobFeed, Subscription
 from shared.config import Settings, parse
 from shared.process import ChildProcess
+from shared.store.benchmarks import BenchmarkStore
+from shared.store.control import ControlStore
 from shared.store.records import StreamEntry
 from shared.store.server import EmbeddedRedis
 from shared.store.streams import Follower, read_range
@@ -181,14 +185,20 @@ def state_on(store: Store, config: Mapping[str, Any]) -> ApiState:
 
     usable = asyncio.Event()
     usable.set()
+    feed = JobFeed(Follower(store.reader, {store.keys.events: "0-0"}))
+    history, retention_s = settings.history, settings.jobs.retention_s
+    benchmarks = BenchmarkStore(store.redis, store.keys, history, retention_s)
     return ApiState(
         settings=settings,
         jobs=store.jobs,
         fleet=store.fleet,
+        control=ControlStore(store.redis, store.keys, history, retention_s),
+        benchmarks=Benchmarks(Parts(settings, store.jobs, store.fleet, benchmarks, feed)),
         registry=Registry(store.fleet, settings.registrations),
-        feed=JobFeed(Follower(store.reader, {store.keys.events: "0-0"})),
+        feed=feed,
         read_events=read_events,
         usable=usable,
+        config_file=None,
     )
 
 
@@ -217,6 +227,7 @@ async def serving(state: ApiState) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{state.settings.api.port}"
         server.should_exit = True
         state.feed.close()
+        await state.benchmarks.close()
         await task
     await end(feed)
 

@@ -20,7 +20,7 @@ from shared.errors import StoreUnavailable
 from shared.jobs import JobRequest
 from shared.states import FINAL_STATES, JobState
 from shared.store.records import CancelOutcome, JobRecord, NewJob, SubmitOutcome, Submitted
-from shared.submission import check_known, new_job, new_job_id
+from shared.submission import new_job, new_job_id
 
 router = APIRouter(tags=["jobs"])
 
@@ -75,7 +75,7 @@ async def submit_job(
     job = parse_request(body)
     key = idempotency(idempotency_key, job, body)
     async with state.store():
-        check_known(job, await state.registry.current())
+        await state.registry.check(job)
         new = new_job(job, state.settings, new_job_id())
         submitted = await _submit(state, new, key)
     logger.debug("submit job={} outcome={} target={}", submitted.job_id, submitted.outcome, job.target)
