@@ -208,14 +208,14 @@ def _since_s(fields: Mapping[str, str], name: str, now_ms: int) -> float | None:
 
 
 def _placed_on(entry: Registration, fields: Mapping[str, str], gpus: Mapping[str, Gpu]) -> tuple[str, ...]:
-    """Where its monitor saw it; before the first probe, the only GPU that it can be on.
+    """Where its monitor saw it; before the first probe, every card that it may be on.
 
-    Without that guess a model registered a moment ago would be routed past a card's critical level.
+    Without that guess a model registered a moment ago would be routed past a card's critical level: of
+    several GPUs a model takes the worst.
     """
     if "probe_ms" in fields:
-        return tuple(gpu for gpu in (fields.get("gpu", ""),) if gpu in gpus)
-    local = [gpu for gpu in gpus if entry.host in (None, gpu.rpartition("/")[0])]
-    return (local[0],) if len(local) == 1 else ()
+        return tuple(gpu for gpu in fields.get("gpu", "").split(",") if gpu in gpus)
+    return tuple(sorted(gpu for gpu in gpus if entry.host in (None, gpu.rpartition("/")[0])))
 
 
 def _faded(fields: Mapping[str, str], now_ms: int) -> float:

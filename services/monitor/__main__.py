@@ -32,6 +32,8 @@ _TTL_INTERVALS = 5
 _TTL_LEAST_S = 5.0
 _ENROLL_AGAIN_S = 0.2
 _RETIRE_S = 0.5
+_REUSE_S = 0.1
+"""Longer than between the requests of one probe, too short to keep a server's thread from its clients."""
 
 
 def main() -> int:
@@ -82,7 +84,7 @@ async def monitor(settings: Settings, environ: Mapping[str, str]) -> None:
         presence = Presence(store, service="monitor", host=host.name, address=address, explicit=explicit)
         await _enroll(presence, partial(check_server, redis))
         resources.push_async_callback(_retire, presence)
-        session = await resources.enter_async_context(open_session())
+        session = await resources.enter_async_context(open_session(reuse_s=_REUSE_S))
         source = await choose_source(settings, session)
 
         ttl_s = max(_TTL_LEAST_S, _TTL_INTERVALS * settings.gpu.interval_s)

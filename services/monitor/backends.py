@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 from loguru import logger
@@ -53,6 +53,7 @@ class BackendWatch:
         self._host = host
         self._interval_s = settings.gpu.interval_s
         self._backends_host = settings.backends.host
+        self._configured = settings.models
         self._environ = environ
         self._boot = boot
         self._seq = 0
@@ -74,7 +75,9 @@ class BackendWatch:
         finally:
             self._host.models_tried.set()
         entries = {entry.name: entry for entry in registered if self._host.owns(entry)}
-        self._host.saw_models(entries.values())
+        # Before anybody has registered anything, the file tells which vLLM pools are no sign of pressure.
+        expected = self._configured if not registered else entries.values()
+        self._host.saw_models(entry for entry in expected if self._host.owns(entry))
         for name, watched in list(self._watched.items()):
             if entries.get(name) != watched.entry:
                 logger.info("model {} is registered {}", name, "anew" if name in entries else "no longer")
@@ -98,9 +101,12 @@ class BackendWatch:
                 entry.backend,
                 timeout_s=TIMEOUT_S,
                 api_key=api_key,
+                model=entry.upstream_name or entry.name,
                 props=props,
             )
             props = seen.props
+            if seen.residence is Residence.UNLOADED and self._host.loads(entry):
+                seen = replace(seen, residence=Residence.LOADING)
             self._host.saw_residence(entry.name, seen.residence)
             if seen.residence is not last:
                 _log_change(entry, last, seen)
@@ -112,7 +118,7 @@ class BackendWatch:
         age_ms = round((time.monotonic() - started) * 1000)
         fields = _fields(seen, self._host.name)
         if self._host.gpus_known:
-            fields["gpu"] = self._place(entry)
+            fields |= {"gpu": self._place(entry), "memory_mb": number(self._host.memory_mb(entry))}
         sample = BackendSample(entry.name, self._boot, self._seq, age_ms, fields)
         try:
             await self._store.publish_backend(sample)
@@ -121,12 +127,12 @@ class BackendWatch:
             logger.debug("probe of {} not published: {}", entry.name, error)
 
     def _place(self, entry: Registration) -> str | None:
-        gpu = self._host.gpu_of(entry)
+        gpus = self._host.gpus_of(entry)
         missing = (entry.name, str(entry.gpu))
-        if gpu is None and entry.gpu is not None and missing not in self._misplaced:
+        if not gpus and entry.gpu is not None and missing not in self._misplaced:
             self._misplaced.add(missing)
             logger.warning("model {} is registered for GPU {}, which is not on this host", *missing)
-        return gpu
+        return ",".join(gpus) or None
 
     def _api_key(self, entry: Registration) -> str | None:
         if entry.api_key_env is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shared.decision.levels import LevelState
 from shared.decision.memory import MB_PER_GB
-from shared.gpu.source import GpuReading, GpuSource
+from shared.gpu.source import GpuProcess, GpuReading, GpuSource
 from shared.states import Thermal
 
 _MEMORY = ("unknown", "low", "normal", "high", "critical", "full")
@@ -24,9 +24,15 @@ def flag(value: bool | None) -> str | None:
 
 
 def sample_fields(
-    reading: GpuReading, *, source: GpuSource, host: str, interval_s: float, utilization: float | None
+    reading: GpuReading,
+    *,
+    source: GpuSource,
+    host: str,
+    interval_s: float,
+    reserve_gb: float,
+    utilization: float | None,
 ) -> dict[str, str]:
-    """The fields of ``orch:gpu:samples``; what is unknown is left out."""
+    """The fields of ``orch:gpu:samples``; what is unknown is left out, and ``unread`` says why if it can."""
     fields = {
         "name": reading.name,
         "uuid": reading.uuid,
@@ -44,16 +50,28 @@ def sample_fields(
         "power_limit_w": number(reading.power_limit_w),
         "fan_percent": number(reading.fan_percent),
         "thermal_slowdown": flag(reading.thermal_slowdown),
+        "power_capped": flag(reading.power_capped),
         "clocks_event_reasons": number(reading.clocks_event_reasons),
+        "processes": _processes(reading.processes),
+        "unread": ",".join(f"{name}:{why}" for name, why in reading.unread) or None,
+        "reserve_mb": number(reserve_gb * MB_PER_GB),
         "interval_ms": number(interval_s * 1000),
     }
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def level_fields(state: LevelState, utilization: float | None) -> dict[str, str]:
+def level_fields(state: LevelState, utilization: float | None, uuid: str | None) -> dict[str, str]:
     """The fields of the level hash. Where use is unknown, the figure that the held level stands on stays."""
-    known = number(utilization)
-    return state.to_fields() | ({} if known is None else {"effective_utilization": known})
+    more = {"effective_utilization": number(utilization), "uuid": uuid}
+    return state.to_fields() | {name: value for name, value in more.items() if value is not None}
+
+
+def _processes(processes: tuple[GpuProcess, ...] | None) -> str | None:
+    """``pid:MB`` of each, ``?`` for what is unknown; None where they can't be listed."""
+    if processes is None:
+        return None
+    listed = ((one.pid or one.name or "?", number(one.memory_mb) or "?") for one in processes)
+    return ",".join(f"{who}:{size}" for who, size in listed)
 
 
 def level_change(

@@ -9,6 +9,7 @@ from loguru import logger
 
 from services.monitor.host import HostView
 from services.monitor.outbox import Outbox, Taken
+from services.monitor.ownership import Ownership
 from services.monitor.sample import level_change, level_fields, sample_fields, worse
 from services.monitor.ticks import happened, ticks
 from shared.config import Settings
@@ -39,6 +40,7 @@ class GpuSampler:
         self._levels: dict[str, LevelState] = {}
         self._trouble: str | None = None
         self._warned: set[tuple[str, str]] = set()
+        self._ownership = Ownership()
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -53,18 +55,19 @@ class GpuSampler:
             readings = await self._source.read()
         except GpuUnavailable as error:
             self._note_trouble(error)
-            return
-        finally:
             self._host.gpus_tried.set()
+            return
+        fresh = time.monotonic() - started <= STALE_INTERVALS * self._interval_s
         self._note_recovery()
         self._host.saw_gpus(readings)
-        fresh = time.monotonic() - started <= STALE_INTERVALS * self._interval_s
+        self._host.saw_owners(await self._ownership.of(self._host.gpu_pids, self._host.servers))
+        self._host.gpus_tried.set()
         for reading in readings:
             await self._take(reading, started, fresh)
 
     async def _take(self, reading: GpuReading, at: float, fresh: bool) -> None:
         gpu = self._host.gpu_id(reading.index)
-        old = self._levels.get(gpu) or await self._restore(gpu)
+        old = self._levels.get(gpu) or await self._restore(gpu, reading.uuid)
         if old is None:
             return
         utilization, pools_mb = self._utilization(gpu, reading)
@@ -86,11 +89,17 @@ class GpuSampler:
             source=self._source,
             host=self._host.name,
             interval_s=self._interval_s,
+            reserve_gb=self._reserve_gb(reading),
             utilization=utilization,
         )
-        self._outbox.put(Taken(gpu, at, fields, level_fields(new, utilization)))
+        self._outbox.put(Taken(gpu, at, fields, level_fields(new, utilization, reading.uuid)))
 
-    async def _restore(self, gpu: str) -> LevelState | None:
+    def _reserve_gb(self, reading: GpuReading) -> float:
+        names = {str(reading.index), (reading.uuid or "").lower()}
+        own = (one.reserve_gb for one in self._settings.gpus if str(one.id).lower() in names)
+        return next((gb for gb in own if gb is not None), self._settings.gpu.reserve_gb)
+
+    async def _restore(self, gpu: str, uuid: str | None) -> LevelState | None:
         """The levels that an earlier monitor left: a restart forgets nothing. None if Redis is away."""
         try:
             async with asyncio.timeout(_RESTORE_S):
@@ -98,6 +107,9 @@ class GpuSampler:
         except (StoreUnavailable, TimeoutError) as error:
             logger.debug("GPU {}: reading dropped, its last levels can't be read: {}", gpu, error)
             return None
+        if None not in (uuid, fields.get("uuid")) and uuid != fields["uuid"]:
+            logger.warning("GPU {} is another card than the stored levels are of: starting anew", gpu)
+            return LevelState()
         try:
             state = LevelState.from_fields(fields)
         except ValueError as error:
@@ -111,6 +123,8 @@ class GpuSampler:
 
     def _utilization(self, gpu: str, reading: GpuReading) -> tuple[float | None, float]:
         """The share that levels are computed on, rounded as it is published, and the MB of vLLM pools."""
+        if not self._host.models_known:
+            return None, 0.0
         pools = self._host.pools(gpu)
         for pool in pools:
             if pool.probed and pool.size_mb is None:

@@ -12,16 +12,22 @@ import aiohttp
 from shared.backends.errors import BackendError, Broken, Interrupted, NotSent
 
 
-def open_session() -> aiohttp.ClientSession:
+def open_session(*, reuse_s: float = 0.0) -> aiohttp.ClientSession:
     """A session for any number of backends: no connection limit, no total time-out, no cookies.
 
     A connection carries one request. llama.cpp announces ``Keep-Alive`` and yet closes 0.1 ms after the end
     of a stream, and every server closes idle connections some day: a request written into a closing
-    connection may or may not have run, which a new connection (0.1 ms on one host) never leaves open.
+    connection may or may not have run, which a new connection (0.1 ms on one host) never leaves open. For
+    reading alone, which may be done again, ``reuse_s`` lets one that was idle for less carry another request.
     aiohttp sets TCP_NODELAY on every connection. Close the session with ``await session.close()``.
     """
+    connector = (
+        aiohttp.TCPConnector(limit=0, keepalive_timeout=reuse_s, ttl_dns_cache=30)
+        if reuse_s
+        else aiohttp.TCPConnector(limit=0, force_close=True, ttl_dns_cache=30)
+    )
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=True, ttl_dns_cache=30),
+        connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),
         cookie_jar=aiohttp.DummyCookieJar(),
         json_serialize=_compact,

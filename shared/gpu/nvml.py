@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,8 @@ import pynvml
 from loguru import logger
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from shared.gpu.source import BYTES_PER_MB, Cause, GpuProcess, GpuReading, GpuUnavailable
+from shared.gpu.nvml_card import CARD_GONE, DRIVER_GONE, Asker, read_card
+from shared.gpu.source import Cause, GpuReading, GpuUnavailable
 from shared.gpu.thread import call_in_daemon_thread
 
 PATIENCE_S = 5.0
@@ -20,28 +20,6 @@ PATIENCE_S = 5.0
 _CLOSE_S = 1.0
 _REOPEN_FIRST_S = 1.0
 _REOPEN_MOST_S = 60.0
-
-_THERMAL_SLOWDOWN = 0x08 | 0x20 | 0x40
-"""Hardware slowdown, software and hardware thermal slowdown (nvml.h, nvmlClocksEventReasons)."""
-
-_DRIVER_GONE = frozenset(
-    {
-        pynvml.NVML_ERROR_UNINITIALIZED,
-        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
-        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
-    }
-)
-_CARD_GONE = frozenset(
-    {pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND}
-)
-_GONE = _DRIVER_GONE | _CARD_GONE
-_NOT_THERE = frozenset({pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH})
-"""What a driver answers to a call that is newer than itself."""
-
-# Newer names first: drivers up to R550 lack the first of each pair, CUDA 14 drops the second.
-_TEMPERATURE = ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
-_REASONS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
-_PROCESSES = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +52,7 @@ class NvmlSource:
         self._unopened: dict[int, str] = {}
         self._reopen_in_s = _REOPEN_FIRST_S
         self._reopen_at = 0.0
-        self._absent: set[str] = set()
-        self._said: set[tuple[str, int]] = set()
+        self._asker = Asker()
 
     async def read(self) -> list[GpuReading]:
         """Every GPU that answers; one that is lost is left out until it is back.
@@ -120,9 +97,9 @@ class NvmlSource:
         lost = dict.fromkeys(self._indices.values(), "no longer listed") | self._unopened
         for card in self._cards:
             try:
-                readings.append(self._read_card(card))
+                readings.append(read_card(self._asker, card.handle, card.index, card.uuid, card.name))
             except pynvml.NVMLError as error:
-                if error.value in _DRIVER_GONE:
+                if error.value in DRIVER_GONE:
                     self._close()
                     raise _DriverLost(str(error)) from error
                 lost[card.index] = str(error)
@@ -165,10 +142,10 @@ class NvmlSource:
     def _card(self, nvml_index: int) -> _Card | None:
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(nvml_index)
-            uuid = self._ask(handle, "nvmlDeviceGetUUID")
-            name = self._ask(handle, "nvmlDeviceGetName")
+            uuid = self._asker.ask(handle, "nvmlDeviceGetUUID").value
+            name = self._asker.ask(handle, "nvmlDeviceGetName").value
         except pynvml.NVMLError as error:
-            if error.value not in _CARD_GONE:
+            if error.value not in CARD_GONE:
                 raise
             self._unopened[nvml_index] = str(error)
             return None
@@ -190,65 +167,3 @@ class NvmlSource:
             pynvml.nvmlShutdown()
         except pynvml.NVMLError as error:
             logger.debug("NVML not shut down: {}", error)
-
-    def _read_card(self, card: _Card) -> GpuReading:
-        memory = self._ask(card.handle, "nvmlDeviceGetMemoryInfo")
-        rates = self._ask(card.handle, "nvmlDeviceGetUtilizationRates")
-        reasons = self._ask(card.handle, *_REASONS)
-        return GpuReading(
-            index=card.index,
-            uuid=card.uuid,
-            name=card.name,
-            memory_total_mb=None if memory is None else memory.total / BYTES_PER_MB,
-            memory_free_mb=None if memory is None else memory.free / BYTES_PER_MB,
-            gpu_utilization_percent=None if rates is None else float(rates.gpu),
-            temperature_c=self._ask(card.handle, *_TEMPERATURE, args=(pynvml.NVML_TEMPERATURE_GPU,)),
-            power_draw_w=_watts(self._ask(card.handle, "nvmlDeviceGetPowerUsage")),
-            power_limit_w=_watts(self._ask(card.handle, "nvmlDeviceGetEnforcedPowerLimit")),
-            fan_percent=self._ask(card.handle, "nvmlDeviceGetFanSpeed"),
-            clocks_event_reasons=reasons,
-            thermal_slowdown=None if reasons is None else bool(reasons & _THERMAL_SLOWDOWN),
-            processes=self._processes(card),
-        )
-
-    def _processes(self, card: _Card) -> tuple[GpuProcess, ...] | None:
-        lists = [self._ask(card.handle, name) for name in _PROCESSES]
-        if all(listed is None for listed in lists):
-            return None
-        # The two lists overlap. A use of 0 is what some containers report for "can't tell".
-        used = {item.pid: item.usedGpuMemory or None for listed in lists for item in listed or ()}
-        return tuple(
-            GpuProcess(pid, None if size is None else size / BYTES_PER_MB)
-            for pid, size in sorted(used.items())
-        )
-
-    def _ask(self, handle: Any, *names: str, args: tuple[int, ...] = ()) -> Any:
-        """The answer of the first of these calls that exists; None = this card can't tell.
-
-        Raises ``NVMLError`` where the card or the driver is gone.
-        """
-        for name in names:
-            call: Callable[..., Any] | None = None if name in self._absent else getattr(pynvml, name, None)
-            if call is None:
-                continue
-            try:
-                return call(handle, *args)
-            except pynvml.NVMLError as error:
-                if error.value in _GONE:
-                    raise
-                if error.value in _NOT_THERE:
-                    self._absent.add(name)
-                else:
-                    self._say_once(name, error)
-                    return None
-        return None
-
-    def _say_once(self, name: str, error: pynvml.NVMLError) -> None:
-        if (name, error.value) not in self._said:
-            self._said.add((name, error.value))
-            expected = error.value == pynvml.NVML_ERROR_NOT_SUPPORTED
-            logger.log("DEBUG" if expected else "WARNING", "{}: {}: unknown from now on", name, error)
-
-
-def _watts(milliwatts: int | None) -> float | None:
-    return None if milliwatts is None else milliwatts / 1000

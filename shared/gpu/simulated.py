@@ -40,6 +40,7 @@ class _Gpu(BaseModel):
     power_limit_w: float | None = None
     fan_percent: float | None = None
     thermal_slowdown: bool | None = None
+    power_capped: bool | None = None
     processes: tuple[_Process, ...] | None = None
 
     def reading(self) -> GpuReading:
@@ -55,6 +56,7 @@ class _Gpu(BaseModel):
             power_limit_w=self.power_limit_w,
             fan_percent=self.fan_percent,
             thermal_slowdown=self.thermal_slowdown,
+            power_capped=self.power_capped,
             processes=None if self.processes is None else tuple(map(_Process.value, self.processes)),
         )
 

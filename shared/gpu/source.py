@@ -25,7 +25,10 @@ class GpuReading:
     """One GPU at one moment; memory in MB of 2^20 bytes.
 
     ``clocks_event_reasons`` is NVML's bit mask of why clocks are held down; ``thermal_slowdown`` says whether
-    one of those reasons is heat. ``processes`` is None where they can't be listed.
+    one of those reasons is heat, ``power_capped`` whether one is power (normal under full load).
+    ``processes`` is None where they can't be listed. ``unread`` says of readings that are missing why, as far
+    as the source knows: ``not_supported`` by this card, ``not_in_driver``, ``no_permission``,
+    ``nvml_error_<number>``.
     """
 
     index: int
@@ -40,7 +43,9 @@ class GpuReading:
     fan_percent: float | None = None
     clocks_event_reasons: int | None = None
     thermal_slowdown: bool | None = None
+    power_capped: bool | None = None
     processes: tuple[GpuProcess, ...] | None = None
+    unread: tuple[tuple[str, str], ...] = ()
 
     @property
     def memory_used_mb(self) -> float | None:

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from shared.backends.probe import Probe, Props, probe
+from shared.backends.session import open_session
 from shared.states import BackendType, Residence
 from tests.kit.backends import Backend, call, long_streams, simulated
 from tests.kit.configs import free_ports
@@ -180,6 +181,28 @@ async def test_two_servers_of_different_size_are_told_apart(
 
     assert (small.upstream_name, small.slots, small.context_tokens) == ("small", 2, 4096)
     assert (large.upstream_name, large.slots, large.context_tokens) == ("large", 1, 8192)
+
+
+@pytest.mark.parametrize(("reuse_s", "connections"), [(0.0, 3), (1.0, 1)])
+async def test_a_session_for_reading_spends_one_connection_on_a_probe(
+    reuse_s: float, connections: int
+) -> None:
+    used: list[asyncio.BaseTransport] = []
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.transport is not None and request.transport not in used:
+            used.append(request.transport)
+        return web.json_response({}) if request.path == "/props" else web.Response()
+
+    runner = web.ServerRunner(web.Server(handle))
+    await runner.setup()
+    (port,) = free_ports(1)
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    async with open_session(reuse_s=reuse_s) as session:
+        seen = await look(session, f"http://127.0.0.1:{port}")
+    await runner.cleanup()
+
+    assert (seen.residence, len(used)) == (Residence.RESIDENT, connections)
 
 
 @pytest.mark.parametrize("kind", list(BackendType))

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+import pytest
 
 from shared.config import parse
 from shared.gpu.choice import choose_source
@@ -33,6 +34,16 @@ GB = 2**30
 
 def compiler() -> str | None:
     return shutil.which("gcc") or shutil.which("cc")
+
+
+def require_compiler() -> None:
+    """Skip the test where there is no C compiler; in CI (variable ``CI``) fail instead."""
+    if compiler() is not None:
+        return
+    reason = "the fake NVML needs a C compiler (gcc or cc)"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def build(directory: Path, *, old_driver: bool = False) -> Path:
@@ -71,6 +82,19 @@ def card(index: int, **changes: object) -> dict[str, object]:
     return {f"gpu{index}.{name}": value for name, value in {**state, **changes}.items() if value is not None}
 
 
+def write_state(path: Path, *states: Mapping[str, object]) -> None:
+    """Replace what the library answers, all at once."""
+    lines = [f"{key} {value}" for state in states for key, value in state.items()]
+    scratch = path.with_suffix(".new")
+    scratch.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def environment(library: Path, state: Path) -> dict[str, str]:
+    """What lets a process find the library and what it shall answer."""
+    return {"LD_LIBRARY_PATH": str(library), "FAKE_NVML_STATE": str(state)}
+
+
 class NvmlReader:
     """A process that reads the fake library whenever it is asked to."""
 
@@ -83,11 +107,7 @@ class NvmlReader:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.kit.fake_nvml"],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "LD_LIBRARY_PATH": str(self._library),
-                "FAKE_NVML_STATE": str(self._state),
-            },
+            env={**os.environ, **environment(self._library, self._state)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -107,10 +127,7 @@ class NvmlReader:
 
     def set(self, *states: Mapping[str, object]) -> None:
         """Replace the whole state at once."""
-        lines = [f"{key} {value}" for state in states for key, value in state.items()]
-        scratch = self._state.with_suffix(".new")
-        scratch.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        scratch.replace(self._state)
+        write_state(self._state, *states)
 
     def try_read(self) -> dict[str, Any]:
         """``{"readings": [...]}``, or ``{"cause": ..., "detail": ...}``."""

@@ -42,6 +42,7 @@ class Stack:
         self.keys = Keys(self.settings.redis.namespace)
         self.api = f"http://{self.settings.api.host}:{self.settings.api.port}"
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._latest: dict[str, subprocess.Popen[bytes]] = {}
         self._exit = AsyncExitStack()
         self.redis: Redis
         self.http: aiohttp.ClientSession
@@ -62,23 +63,35 @@ class Stack:
             process.wait()
         await self._exit.aclose()
 
-    def start(self, service: str, *, instance: str | None = None) -> subprocess.Popen[bytes]:
-        """Start ``python -m services.<service>``; its output goes to a file in the stack's directory."""
+    def start(
+        self, service: str, *, instance: str | None = None, environ: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start ``python -m services.<service>``; its output goes to a file in the stack's directory.
+
+        ``environ`` is for this process alone.
+        """
         name = instance or service
-        environ = {**os.environ, "ORCH_CONFIG": str(self.path), "ORCH_HOST_NAME": "host"}
+        own = {"ORCH_CONFIG": str(self.path), "ORCH_HOST_NAME": "host", **(environ or {})}
         if instance:
-            environ["ORCH_INSTANCE"] = instance
+            own["ORCH_INSTANCE"] = instance
         with (self.directory / f"{name}.out").open("ab") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", f"services.{service}"],
                 cwd=ROOT,
-                env=environ,
+                env={**os.environ, **own},
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
             )
         self._processes.append(process)
+        self._latest[name] = process
         return process
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the process started last under this name."""
+        process = self._latest[name]
+        process.kill()
+        process.wait()
 
     def output(self, name: str) -> str:
         """What a process printed so far."""

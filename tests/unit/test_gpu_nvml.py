@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kit.fake_nvml import GB, NvmlReader, build, card, compiler, unloadable
+from tests.kit.fake_nvml import GB, NvmlReader, build, card, require_compiler, unloadable
 from tests.kit.waiting import wait_until
 
 GPU_IS_LOST, DRIVER_NOT_LOADED, VERSION_MISMATCH, NOT_SUPPORTED, NO_PERMISSION, UNKNOWN = 15, 9, 18, 3, 4, 999
+FUNCTION_NOT_FOUND = 13
 
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fake library in ``new`` and ``old``, and one that can't be loaded in ``none``."""
-    if compiler() is None:
-        reason = "the fake NVML needs a C compiler (gcc or cc)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require_compiler()
     directory = tmp_path_factory.mktemp("nvml")
     build(directory / "new")
     build(directory / "old", old_driver=True)
@@ -62,7 +58,9 @@ def test_every_card_is_read_with_all_that_it_tells(nvml: NvmlReader) -> None:
         "fan_percent": 45,
         "clocks_event_reasons": 0,
         "thermal_slowdown": False,
+        "power_capped": False,
         "processes": [],
+        "unread": [],
     }
     assert (second["index"], second["name"], second["temperature_c"]) == (1, "NVIDIA GeForce RTX 3060", 83)
     assert second["memory_total_mb"] == 12288.0
@@ -87,19 +85,55 @@ def test_a_card_that_tells_nothing_is_unknown_not_zero(nvml: NvmlReader) -> None
     nvml.set({"count": 1})
     reading = nvml.read()[0]
     assert reading.pop("index") == 0
+    assert {why for _, why in reading.pop("unread")} == {"not_supported"}
     assert {name: value for name, value in reading.items() if value is not None} == {}
 
 
 @pytest.mark.parametrize(
-    ("reasons", "slowdown"),
-    [(0x0, False), (0x1, False), (0x4, False), (0x8, True), (0x20, True), (0x40, True), (0x400, False)],
+    ("reasons", "slowdown", "capped"),
+    [
+        (0x0, False, False),
+        (0x1, False, False),
+        (0x4, False, True),
+        (0x8, True, False),
+        (0x20, True, False),
+        (0x40, True, False),
+        (0x80, False, True),
+        (0x44, True, True),
+        (0x400, False, False),
+    ],
 )
-def test_only_thermal_reasons_count_as_thermal_slowdown(
-    nvml: NvmlReader, reasons: int, slowdown: bool
+def test_reasons_of_heat_and_of_power_are_told_apart_and_others_ignored(
+    nvml: NvmlReader, reasons: int, slowdown: bool, capped: bool
 ) -> None:
     nvml.set(card(0, reasons=reasons))
     reading = nvml.read()[0]
-    assert (reading["clocks_event_reasons"], reading["thermal_slowdown"]) == (reasons, slowdown)
+    assert reading["clocks_event_reasons"] == reasons
+    assert (reading["thermal_slowdown"], reading["power_capped"]) == (slowdown, capped)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (NOT_SUPPORTED, "not_supported"),
+        (NO_PERMISSION, "no_permission"),
+        (FUNCTION_NOT_FOUND, "not_in_driver"),
+        (UNKNOWN, "nvml_error_999"),
+    ],
+)
+def test_why_a_reading_is_missing_is_told(nvml: NvmlReader, code: int, why: str) -> None:
+    nvml.fresh()
+    nvml.set(card(0), {"err.nvmlDeviceGetFanSpeed": code, "err.nvmlDeviceGetMemoryInfo": code})
+    for _ in range(2):
+        assert nvml.read()[0]["unread"] == [["memory", why], ["fan_percent", why]]
+
+
+@pytest.mark.parametrize("code", [NOT_SUPPORTED, FUNCTION_NOT_FOUND, UNKNOWN])
+def test_where_the_newer_temperature_call_fails_the_older_one_is_asked(nvml: NvmlReader, code: int) -> None:
+    nvml.set(card(0), {"err.nvmlDeviceGetTemperatureV": code})
+    for _ in range(2):
+        reading = nvml.read()[0]
+        assert (reading["temperature_c"], reading["unread"]) == (61, [])
 
 
 def test_processes_of_both_lists_are_one_and_a_size_of_zero_is_unknown(nvml: NvmlReader) -> None:
@@ -108,6 +142,20 @@ def test_processes_of_both_lists_are_one_and_a_size_of_zero_is_unknown(nvml: Nvm
     listed = [(process["pid"], process["memory_mb"]) for process in nvml.read()[0]["processes"]]
 
     assert listed == [(42, 2048.0), (43, None), (44, None), (50, 1024.0)]
+
+
+def test_a_size_that_only_one_of_the_lists_knows_is_known(nvml: NvmlReader) -> None:
+    nvml.set(card(0, compute=f"42:-,43:{GB}", graphics=f"42:{2 * GB},43:-"))
+    listed = [(process["pid"], process["memory_mb"]) for process in nvml.read()[0]["processes"]]
+    assert listed == [(42, 2048.0), (43, 1024.0)]
+
+
+def test_without_the_compute_list_the_processes_are_unknown_not_none(nvml: NvmlReader) -> None:
+    nvml.set(
+        card(0, graphics=f"42:{GB}"), {"gpu0.err.nvmlDeviceGetComputeRunningProcesses_v3": NO_PERMISSION}
+    )
+    reading = nvml.read()[0]
+    assert (reading["processes"], reading["unread"]) == (None, [["processes", "no_permission"]])
 
 
 def test_a_driver_without_the_newer_calls_still_tells_temperature_and_reasons(

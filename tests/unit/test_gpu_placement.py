@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from services.monitor.host import HostView, Pool
+from services.monitor.ownership import Server
 from services.monitor.sample import level_change, number, worse
 from shared.decision.levels import LevelState
-from shared.gpu.source import GpuReading
+from shared.gpu.source import GpuProcess, GpuReading
 from shared.registry import Registration
 from shared.states import BackendType, Pressure, Residence, Thermal
 
@@ -51,21 +52,22 @@ def view(*readings: GpuReading) -> HostView:
 def test_a_model_is_on_the_gpu_it_names_or_on_the_only_one_of_its_host(
     entry: Registration, on_one: str | None, on_two: str | None
 ) -> None:
-    assert (view(*ONE).gpu_of(entry), view(*TWO).gpu_of(entry)) == (on_one, on_two)
+    expected = tuple(() if gpu is None else (gpu,) for gpu in (on_one, on_two))
+    assert (view(*ONE).gpus_of(entry), view(*TWO).gpus_of(entry)) == expected
 
 
 def test_nothing_is_said_of_a_models_gpu_before_the_gpus_were_read() -> None:
     host = HostView("host", "127.0.0.1")
     assert not host.gpus_known
     host.saw_gpus(())
-    assert (host.gpus_known, host.gpu_of(model())) == (True, None)
+    assert (host.gpus_known, host.gpus_of(model())) == (True, ())
 
 
 def test_a_gpu_that_is_missing_from_a_later_reading_keeps_its_models() -> None:
     host = view(*TWO)
     host.saw_gpus(ONE)
-    assert host.gpu_of(model(gpu="GPU-b")) == "host/1"
-    assert host.gpu_of(model()) is None
+    assert host.gpus_of(model(gpu="GPU-b")) == ("host/1",)
+    assert host.gpus_of(model()) == ()
 
 
 @pytest.mark.parametrize(("host", "owned"), [(None, True), ("host", True), ("other", False)])
@@ -173,3 +175,105 @@ def test_only_what_takes_something_from_requests_is_a_warning(
     old: LevelState, new: LevelState, warns: bool
 ) -> None:
     assert worse(old, new) is warns
+
+
+def on_gpus(*lists: list[tuple[int, float | None]] | None) -> tuple[GpuReading, ...]:
+    """One reading for each list of processes; None: they can't be listed."""
+    return tuple(
+        GpuReading(
+            index,
+            processes=None if listed is None else tuple(GpuProcess(pid, size) for pid, size in listed),
+        )
+        for index, listed in enumerate(lists)
+    )
+
+
+def seeing(
+    entries: list[Registration], owners: dict[int, set[int]], *lists: list[tuple[int, float | None]] | None
+) -> HostView:
+    """A host whose processes belong to the servers on these ports."""
+    host = view(*on_gpus(*lists))
+    host.saw_models(entries)
+    host.saw_owners(
+        {server: frozenset(owners[server.port]) for server in host.servers if server.port in owners}
+    )
+    return host
+
+
+A = model(name="a", port=8080)
+B = model(name="b", port=8081)
+
+
+def test_with_several_gpus_a_model_is_where_its_processes_are_and_its_memory_is_theirs() -> None:
+    host = seeing([A, B], {8080: {10, 11}, 8081: {20}}, [(10, 500.0), (11, 1500.0), (99, 7.0)], [(20, 64.0)])
+    assert (host.gpus_of(A), host.memory_mb(A)) == (("host/0",), 2000.0)
+    assert (host.gpus_of(B), host.memory_mb(B)) == (("host/1",), 64.0)
+
+
+def test_a_model_over_two_gpus_is_on_both() -> None:
+    host = seeing([A], {8080: {10, 11}}, [(10, 500.0)], [(10, 400.0), (11, 100.0)])
+    assert (host.gpus_of(A), host.memory_mb(A)) == (("host/0", "host/1"), 1000.0)
+
+
+def test_memory_that_the_driver_does_not_tell_is_unknown_though_the_place_is_known() -> None:
+    host = seeing([A], {8080: {10, 11}}, [], [(10, 400.0), (11, None)])
+    assert (host.gpus_of(A), host.memory_mb(A)) == (("host/1",), None)
+
+
+def test_processes_of_nobody_place_nothing_and_weigh_nothing() -> None:
+    host = seeing([A], {}, [(4711, 400.0)], [])
+    assert (host.gpus_of(A), host.memory_mb(A)) == ((), None)
+
+
+def test_a_model_whose_processes_can_no_longer_be_listed_stays_where_it_was() -> None:
+    host = seeing([A], {8080: {10}}, [], [(10, 400.0)])
+    host.saw_gpus(on_gpus([], None))
+    host.saw_owners({})
+    assert (host.gpus_of(A), host.memory_mb(A)) == (("host/1",), None)
+
+
+def test_a_model_that_moves_is_where_it_went() -> None:
+    host = seeing([A], {8080: {10}}, [(10, 400.0)], [])
+    host.saw_gpus(on_gpus([], [(12, 400.0)]))
+    host.saw_owners({Server(8080, vllm=False): frozenset({12})})
+    assert host.gpus_of(A) == ("host/1",)
+
+
+def test_what_models_of_one_router_hold_is_told_only_of_the_one_that_is_loaded() -> None:
+    one, two = model(name="one", url="http://127.0.0.1:8080"), model(name="two", port=8080)
+    host = seeing([one, two], {8080: {10}}, [(10, 400.0)])
+    assert (host.memory_mb(one), host.memory_mb(two)) == (None, None)
+    host.saw_residence("one", Residence.RESIDENT)
+    host.saw_residence("two", Residence.UNLOADED)
+    assert (host.memory_mb(one), host.memory_mb(two)) == (400.0, None)
+
+
+def test_a_pool_is_what_it_is_measured_to_hold_before_what_is_declared() -> None:
+    entry = POOL.model_copy(update={"port": 8000})
+    host = seeing([entry], {8000: {10}}, [(10, 22_000.0)])
+    host.saw_residence("pool", Residence.RESIDENT)
+    assert host.pools("host/0") == (Pool("pool", 22_000.0, probed=True),)
+    host.saw_gpus(on_gpus([(10, None)]))
+    assert host.pools("host/0") == (Pool("pool", 20_480.0, probed=True),)
+
+
+def test_a_vllm_that_loads_is_a_pool_already() -> None:
+    entry = POOL.model_copy(update={"port": 8000})
+    host = seeing([entry], {8000: {10}}, [(10, 9_000.0)])
+    assert (host.loads(entry), host.loads(A)) == (True, False)
+    host.saw_residence("pool", Residence.LOADING)
+    assert host.pools("host/0") == (Pool("pool", 9_000.0, probed=True),)
+
+
+def test_two_names_of_one_vllm_are_one_pool_and_two_gpus_share_what_is_declared() -> None:
+    first, second = (POOL.model_copy(update={"name": name, "port": 8000}) for name in ("first", "second"))
+    host = seeing([first, second], {8000: {10}}, [(10, None)], [(10, None)])
+    for name in ("first", "second"):
+        host.saw_residence(name, Residence.RESIDENT)
+    assert [host.pools(gpu) for gpu in ("host/0", "host/1")] == [(Pool("first", 10_240.0, probed=True),)] * 2
+
+
+def test_a_port_of_another_host_is_no_server_of_this_one() -> None:
+    host = view(*ONE)
+    host.saw_models([model(url="http://10.0.0.2:8000"), model(name="odd", url="http://localhost:99999")])
+    assert host.servers == frozenset()
