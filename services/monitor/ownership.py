@@ -8,15 +8,15 @@ nothing: unknown, never zero.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from loguru import logger
 
-from shared.gpu.thread import call_in_daemon_thread
+from shared.gpu.thread import call_in_daemon_thread, ended
 
 AGAIN_S = 5.0
 """A server that begins to listen later is found within this time, where nothing else changed."""
@@ -46,7 +46,7 @@ class Ownership:
     def __init__(self) -> None:
         self._asked: tuple[frozenset[int], frozenset[Server]] | None = None
         self._looked_at = 0.0
-        self._pending: asyncio.Future[dict[Server, frozenset[int]]] | None = None
+        self._pending: Future[dict[Server, frozenset[int]]] | None = None
         self._owners: Owners = {}
 
     async def of(self, pids: Collection[int], servers: Collection[Server]) -> Owners:
@@ -56,7 +56,7 @@ class Ownership:
         if self._pending is None and due:
             self._asked, self._looked_at = asked, time.monotonic()
             self._pending = call_in_daemon_thread(lambda: find_owners(*asked), "proc")
-            await asyncio.wait({self._pending}, timeout=_PATIENCE_S)
+            await ended(self._pending, _PATIENCE_S)
         if self._pending is not None and self._pending.done():
             self._owners, self._pending = self._pending.result(), None
         return self._owners

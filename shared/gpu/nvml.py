@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from shared.gpu.nvml_card import CARD_GONE, DRIVER_GONE, Asker, read_card
 from shared.gpu.source import Cause, GpuReading, GpuUnavailable
-from shared.gpu.thread import call_in_daemon_thread
+from shared.gpu.thread import call_in_daemon_thread, ended
 
 PATIENCE_S = 5.0
 """A read takes about a millisecond; a driver silent for this long hangs."""
@@ -45,7 +45,7 @@ class NvmlSource:
     def __init__(self, *, patience_s: float = PATIENCE_S) -> None:
         """``patience_s`` is how long ``read`` waits for the driver."""
         self._patience_s = patience_s
-        self._pending: asyncio.Future[list[GpuReading]] | None = None
+        self._pending: Future[list[GpuReading]] | None = None
         self._cards: list[_Card] | None = None
         self._indices: dict[str, int] = {}
         self._lost: dict[int, str] = {}
@@ -70,14 +70,12 @@ class NvmlSource:
         """Shut NVML down, unless it hangs."""
         if self._pending is None and self._cards is not None:
             closing = call_in_daemon_thread(self._close, "nvml-close")
-            await asyncio.wait({closing}, timeout=_CLOSE_S)
+            await ended(closing, _CLOSE_S)
 
-    async def _settled(self, pending: asyncio.Future[list[GpuReading]]) -> asyncio.Future[list[GpuReading]]:
-        done, _ = await asyncio.wait({pending}, timeout=self._patience_s)
-        if not done:
+    async def _settled(self, pending: Future[list[GpuReading]]) -> Future[list[GpuReading]]:
+        if not await ended(pending, self._patience_s):
             raise GpuUnavailable(Cause.NOT_ANSWERING, f"NVML gave no answer for {self._patience_s:g} s")
         self._pending = None
-        pending.exception()
         return pending
 
     def _read(self) -> list[GpuReading]:
