@@ -33,7 +33,7 @@ Celsius = Annotated[float, Field(gt=0, le=150)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RedisSettings(Section):
@@ -85,15 +85,15 @@ class RouterSettings(Section):
 
 class QueueSettings(Section):
     bound: Annotated[int, Field(ge=1)] = 10_000
-    priority_step_s: Annotated[float, Field(ge=0)] = 30.0
+    priority_step_s: Annotated[float, Field(ge=0, le=86_400)] = 30.0
 
 
 class JobSettings(Section):
     max_tokens: Annotated[int, Field(ge=1)] = 512
     priority: Annotated[int, Field(ge=0, le=9)] = 5
-    deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    deadline_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 600.0
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    retention_s: Annotated[float, Field(gt=0)] = 86_400.0
+    retention_s: Annotated[float, Field(ge=1, le=400 * 86_400)] = 86_400.0
     max_request_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
     max_result_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
 
@@ -235,7 +235,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a mapping of sections such as 'redis:' and 'models:'")
-    return data
+    # A section with everything in it commented out is a section left out.
+    return {name: section for name, section in data.items() if section is not None}
 
 
 def _overlay(data: dict[str, Any], environ: Mapping[str, str]) -> None:

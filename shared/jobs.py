@@ -176,7 +176,9 @@ def _too_deep(field: str) -> InvalidRequest:
 
 def _invalid(error: ValidationError) -> InvalidRequest:
     item = error.errors()[0]
-    path = ".".join(str(step) for step in item["loc"])
+    # Of a field of several types pydantic names the type that it tried: no part of the caller's path.
+    steps = [str(step) for step in item["loc"]]
+    path = ".".join(step for step in steps if step != "str" and not step.startswith(("list[", "dict[")))
     if item["type"] == "extra_forbidden":
         return InvalidRequest(path, f"is not a field of a job; known: {', '.join(JobRequest.model_fields)}")
     return InvalidRequest(path, str(item["msg"]).removeprefix("Value error, "))

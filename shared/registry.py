@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from shared.states import BackendType
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
 AgentType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
+
+
+def _server_address(url: str) -> str:
+    """Refuse what no server can be reached at, and passwords, which would be shown with every decision."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"is no address of a server ({error})") from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not hold a user or password: name a variable in api_key_env")
+    if not host or port == 0 or not (_HOST_NAME.fullmatch(host) or _is_ip(host)):
+        raise ValueError("must name a host, and a port from 1 to 65535 if any, such as http://10.0.0.2:8000")
+    if parts.query or parts.fragment:
+        raise ValueError("must end with its path: leave out '?' and '#' and what follows")
+    return url
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class Registration(BaseModel):
@@ -24,7 +54,12 @@ class Registration(BaseModel):
     backend: BackendType = BackendType.LLAMA_CPP
     vram_gb: Annotated[float, Field(ge=0, le=4096)] | None = None
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$")] | None = None
+    url: (
+        Annotated[
+            str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$"), AfterValidator(_server_address)
+        ]
+        | None
+    ) = None
     host: str | None = None
     """The GPU host whose monitor probes it; left out: any monitor's own host."""
     serves: tuple[Name, ...] = ()
@@ -59,6 +94,14 @@ class Registration(BaseModel):
     def served_names(self) -> tuple[str, ...]:
         """The public names that this registration answers to (its own unless ``serves`` says others)."""
         return self.serves or (self.name,)
+
+    @property
+    def listening_port(self) -> int | None:
+        """The port that its server listens on, also where it is given by ``url``."""
+        if self.url is None:
+            return self.port
+        parts = urlsplit(self.url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
 
     def base_url(self, backends_host: str) -> str:
         """Where its server listens, without a trailing slash; ``backends_host`` completes a bare port."""

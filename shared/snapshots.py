@@ -132,7 +132,7 @@ def _model(
         name=entry.name,
         backend=entry.backend,
         url=entry.base_url(backends_host),
-        port=entry.port,
+        port=entry.listening_port,
         upstream_name=entry.upstream_name or fields.get("upstream_name") or entry.name,
         serves=entry.served_names,
         agent_types=entry.agent_types,

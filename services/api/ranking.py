@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from services.api.ranking_bodies import RankedModel, Ranking, RankingQuery, ScoreParts
 from services.api.representations import Decision as DecisionBody
-from services.api.status import gpu_statuses, nothing_sampled, port_of
+from services.api.status import gpu_statuses, nothing_sampled
 from services.api.status_bodies import GpuStatus
 from shared.config import Settings
 from shared.decision.capacity import GpuRoom, ModelRoom, gpu_rooms, model_room
@@ -160,7 +160,7 @@ def _body(
         rank=rank,
         model=model.name,
         backend=model.backend,
-        port=port_of(scene.entries[model.name]),
+        port=scene.entries[model.name].listening_port,
         url=model.url,
         gpu=",".join(model.gpus) or None,
         score=score,
@@ -217,7 +217,7 @@ def _decision(decision: Decision, scene: _Scene) -> DecisionBody:
         action=decision.action,
         model=None if model is None else model.name,
         backend=None if model is None else model.backend,
-        port=None if model is None else port_of(scene.entries[model.name]),
+        port=None if model is None else scene.entries[model.name].listening_port,
         url=None if model is None else model.url,
         gpu=None if model is None else ",".join(model.gpus) or None,
         reason=decision.reason,

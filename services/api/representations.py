@@ -180,7 +180,7 @@ def _decision(record: JobRecord) -> Decision | None:
     fields = record.fields
     action = one_of(Action, fields.get("decision_action"))
     if action is None:
-        return None
+        return _own_hold(fields)
     return Decision(
         action=action,
         model=fields.get("decision_model") or None,
@@ -201,10 +201,13 @@ def _hold(record: JobRecord) -> Decision | None:
         return Decision(
             action=Action.HOLD, reason=str(held.get("reason", "")), code=str(held.get("code", ""))
         )
-    own = record.fields.get("hold_code")
-    if not own:
-        return None
-    return Decision(action=Action.HOLD, reason=record.fields.get("hold_reason", ""), code=own)
+    return _own_hold(record.fields)
+
+
+def _own_hold(fields: Mapping[str, str]) -> Decision | None:
+    """Why it waited when it was the first of its queue, also after it ended there."""
+    code = fields.get("hold_code")
+    return Decision(action=Action.HOLD, reason=fields.get("hold_reason", ""), code=code) if code else None
 
 
 def _timings(record: JobRecord) -> Timings:

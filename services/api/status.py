@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
 
 from services.api.representations import number, one_of, stored_json, whole
 from services.api.status_bodies import (
@@ -18,7 +17,6 @@ from services.api.status_bodies import (
 )
 from shared.config import Settings
 from shared.decision.snapshot import Model
-from shared.registry import Registration
 from shared.snapshots import snapshot_of
 from shared.states import Pressure, Thermal
 from shared.store.fleet import HEARTBEAT_TTL_S
@@ -163,7 +161,7 @@ def _model(view: ModelView, known: Model, waiting: Mapping[str, int], now_ms: in
         slots=entry.slots or whole(fields, "slots"),
         context_tokens=entry.context_tokens or whole(fields, "context_tokens"),
         url=known.url,
-        port=port_of(entry),
+        port=entry.listening_port,
         gpu=fields.get("gpu") or None,
         agent_types=list(entry.agent_types),
         serves=list(entry.served_names),
@@ -182,16 +180,6 @@ def _model(view: ModelView, known: Model, waiting: Mapping[str, int], now_ms: in
 
 def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
-
-
-def port_of(entry: Registration) -> int | None:
-    """The port of its server, None where its URL names none."""
-    if entry.url is None:
-        return entry.port
-    try:
-        return urlsplit(entry.url).port
-    except ValueError:
-        return None
 
 
 def _breaker(fields: Mapping[str, str], now_ms: int) -> Breaker:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from loguru import logger
 from redis.asyncio import Redis
 
 from shared.config import HistorySettings
@@ -166,7 +166,8 @@ class FleetStore:
             pipe.hgetall(self._keys.services)
             (seconds, micros), stored = await pipe.execute()
         now_ms = seconds * 1000 + micros // 1000
-        return tuple(_service(instance, json.loads(raw), now_ms) for instance, raw in sorted(stored.items()))
+        found = (_service(instance, raw, now_ms) for instance, raw in sorted(stored.items()))
+        return tuple(record for record in found if record is not None)
 
     async def forget_services(self, *, older_than_s: float) -> None:
         """Drop instances that have been silent for long."""
@@ -175,13 +176,17 @@ class FleetStore:
                 await self.retire(record.instance, record.boot)
 
     def _parse(self, raw: str) -> Registration | None:
-        """Registrations repeat in every view: parse each text once. One that can't be read is left out."""
+        """Registrations repeat in every view: parse each text once.
+
+        Fields that this version doesn't know are ignored; what can't be read is left out, and said once.
+        """
         if raw not in self._parsed:
             if len(self._parsed) > 1000:
                 self._parsed.clear()
             try:
-                self._parsed[raw] = Registration.model_validate_json(raw)
-            except ValidationError:
+                self._parsed[raw] = _registration(raw)
+            except (ValueError, RecursionError) as error:
+                logger.warning("orch:models holds what is no registration: {} ({})", raw[:200], error)
                 self._parsed[raw] = None
         return self._parsed[raw]
 
@@ -194,8 +199,22 @@ def _pairs(flat: Any) -> Mapping[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _service(instance: str, entry: Mapping[str, Any], now_ms: int) -> ServiceRecord:
-    heartbeat_ms = int(entry.get("heartbeat_ms", 0))
+def _registration(raw: str) -> Registration:
+    data = json.loads(raw)
+    if not isinstance(data, dict):
+        raise ValueError("no JSON object")
+    return Registration.model_validate(
+        {name: value for name, value in data.items() if name in Registration.model_fields}
+    )
+
+
+def _service(instance: str, raw: str, now_ms: int) -> ServiceRecord | None:
+    """One entry of the list; None for what nobody of ours wrote."""
+    try:
+        entry = json.loads(raw)
+        heartbeat_ms = int(entry.get("heartbeat_ms", 0))
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
     return ServiceRecord(
         instance=instance,
         service=str(entry.get("service", "")),

@@ -83,6 +83,12 @@ async def test_no_accepted_job_is_lost_when_redis_dies_three_times(
         assert time.monotonic() - restarted < RECOVERY_S
     posting.cancel()
 
+    async def idle() -> bool:
+        return await stack.jobs.counts() == (0, 0)
+
+    # Also the job whose POST was under way when the load was stopped.
+    await wait_until(idle, "nothing waits and nothing runs", timeout_s=30)
+
     async def all_ended() -> bool:
         return set(Journal(await stack.events()).ended()) >= set(load.accepted)
 

@@ -12,6 +12,7 @@ from services.api.representations import Job
 from shared.store.records import FailKind
 from tests.kit.api_fixture import ApiClient
 from tests.kit.store_fixture import Store
+from tests.kit.waiting import wait_until
 
 
 async def test_an_accepted_job_is_safe_and_answered_as_get_answers_it(
@@ -196,6 +197,18 @@ async def test_a_job_keeps_its_own_hold_where_its_queue_has_none(api: ApiClient,
     listed = (await api.get("/v1/jobs")).body["jobs"]
 
     assert listed[0]["decision"]["reason"] == "alpha is full"
+
+
+async def test_a_job_that_expired_under_a_hold_says_what_it_had_waited_for(
+    api: ApiClient, api_store: Store
+) -> None:
+    job_id = await api.submit(model="alpha", deadline_s=0.001)
+    await api_store.jobs.hold(job_id, "not_resident", "alpha is unloaded", ())
+    await wait_until(lambda: api_store.jobs.expire(overstay_ms=0), "the deadline passes")
+
+    job = await api.job(job_id)
+
+    assert (job["state"], job["decision"]["code"]) == ("expired", "not_resident")
 
 
 @pytest.mark.parametrize(

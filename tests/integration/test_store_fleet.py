@@ -181,6 +181,21 @@ async def test_an_unreadable_registration_is_left_out(store: Store) -> None:
     assert [model.registration.name for model in view.models] == [MODEL]
 
 
+async def test_fields_of_a_later_version_do_not_hide_a_model(store: Store) -> None:
+    await store.redis.hset(store.keys.models, "new", '{"name": "new", "port": 8080, "of_tomorrow": [1]}')
+    view = await store.fleet.view(heads=0)
+    assert [model.registration.name for model in view.models] == ["new"]
+
+
+@pytest.mark.parametrize("junk", ["x", "[]", "7", '{"heartbeat_ms": "soon"}', '{"heartbeat_ms": null}'])
+async def test_an_unreadable_service_is_skipped_and_its_name_is_free(store: Store, junk: str) -> None:
+    await store.redis.hset(store.keys.services, mapping={"junk": junk, "router-1": junk})
+    await store.fleet.heartbeat("router-1", "boot", {"service": "router"})
+    await store.fleet.forget_services(older_than_s=300)
+    assert [record.instance for record in await store.fleet.services()] == ["router-1"]
+    await store.fleet.retire("junk", "boot")
+
+
 async def test_a_name_in_use_is_refused_to_another_process(store: Store) -> None:
     """H23: two readers of one consumer name would see one list of pending entries."""
     await store.fleet.heartbeat("router-1", "first", {"service": "router", "version": "1"})

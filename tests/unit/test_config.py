@@ -39,6 +39,10 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
     assert load_file(tmp_path, "# nothing yet\n") == config.load(NO_FILE)
 
 
+def test_a_section_with_everything_commented_out_is_left_out(tmp_path: Path) -> None:
+    assert load_file(tmp_path, "api:\n  # port: 9000\nmodels:\n") == config.load(NO_FILE)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -65,6 +69,11 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
         ("models: [{name: a, port: 1}, {name: a, port: 2}]", ["models: a is registered twice"]),
         ("models: some", ["models = 'some'"]),
         ("api: 8000", ["api = 8000"]),
+        ("jobs: {retention_s: 0.0001}", ["jobs.retention_s = 0.0001", "greater than or equal to 1"]),
+        ("jobs: {retention_s: 1.0e+300}", ["jobs.retention_s", "less than or equal to"]),
+        ("queue: {priority_step_s: .inf}", ["queue.priority_step_s = inf"]),
+        ("gpu: {reserve_gb: .inf}", ["gpu.reserve_gb = inf", "finite"]),
+        ("models: [{name: a, url: 'http://u:p@h:1'}]", ["models.0.url", "user or password"]),
     ],
 )
 def test_a_wrong_value_is_one_line_with_key_value_and_what_is_allowed(

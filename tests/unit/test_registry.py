@@ -96,3 +96,41 @@ def test_what_would_collide_with_our_own_names_or_is_no_number_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=said):
         Registration(port=1, **fields)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://[::1", "no address"),
+        ("http://h:99999", "no address"),
+        ("http://@", "user or password|must name a host"),
+        ("http://:80", "must name a host"),
+        ("http://%zz", "must name a host"),
+        ("http://*:80", "must name a host"),
+        ("http://user:s3cret@10.0.0.2:8000", "user or password"),
+        ("http://10.0.0.2:8000/v1?key=1", "leave out"),
+        ("http://10.0.0.2:0", "from 1 to 65535"),
+    ],
+)
+def test_a_url_that_no_server_has_or_that_holds_a_password_is_refused(url: str, said: str) -> None:
+    """One such entry would end every probe of its monitor, or show the password with every decision."""
+    with pytest.raises(ValidationError, match=said):
+        Registration(name="a", url=url)
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:8000", "http://gpu_host.local:8000/llm", "https://10.0.0.2/"])
+def test_addresses_of_servers_are_taken(url: str) -> None:
+    assert Registration(name="a", url=url).url == url
+
+
+@pytest.mark.parametrize(
+    ("fields", "port"),
+    [
+        ({"port": 8081}, 8081),
+        ({"url": "http://h:8000"}, 8000),
+        ({"url": "http://h"}, 80),
+        ({"url": "https://h"}, 443),
+    ],
+)
+def test_the_port_is_known_also_of_a_url(fields: dict[str, Any], port: int) -> None:
+    assert Registration(name="a", **fields).listening_port == port
