@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 from loguru import logger
 
-from services.up import readiness, summary
-from services.up.ports import CannotStart, move_simulator, require_api_port
+from services.up import lock, readiness, summary
+from services.up.ports import CannotStart, move_simulator, require_api_port, require_distinct_ports
 from services.up.supervisor import Child, RestartPolicy, Supervisor
 from shared import config, log
 from shared.config import Settings
@@ -65,16 +65,24 @@ def run(
     """
     try:
         settings = config.load(environ)
-    except ConfigError as error:
-        print(f"gpu-orchestrator: {error}", file=sys.stderr)
-        return 2
-    log.configure("up", settings.log)
-    try:
-        _run(settings, environ, services, ready_timeout_s)
+        require_distinct_ports(settings)
+        held = lock.take(DATA)
     except OrchestratorError as error:
-        logger.error("{}", error)
-        return 2 if isinstance(error, ConfigError) else 1
+        # The log's file belongs to whoever holds the directory.
+        print(f"gpu-orchestrator: {error}", file=sys.stderr)
+        return _exit_status(error)
+    with held:
+        log.configure("up", settings.log)
+        try:
+            _run(settings, environ, services, ready_timeout_s)
+        except OrchestratorError as error:
+            logger.error("{}", error)
+            return _exit_status(error)
     return 0
+
+
+def _exit_status(error: OrchestratorError) -> int:
+    return 2 if isinstance(error, ConfigError) else 1
 
 
 def _run(
@@ -83,7 +91,7 @@ def _run(
     services: Callable[[Settings], Sequence[Service]],
     ready_timeout_s: float,
 ) -> None:
-    logs = _directories(settings)
+    logs = _logs(settings)
     redis = _redis(settings, logs)
     require_api_port(settings)
     if summary.simulates(settings):
@@ -115,11 +123,7 @@ def _run(
     ).run(announce)
 
 
-def _directories(settings: Settings) -> Path:
-    try:
-        DATA.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotStart(f"{DATA.absolute()} cannot be created: {error.strerror}") from None
+def _logs(settings: Settings) -> Path:
     logs = Path(settings.log.dir)
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -155,13 +159,21 @@ async def _check(url: str) -> list[str]:
 
 
 def write_effective(settings: Settings, path: Path) -> Path:
-    """Write what the children read; nobody else may read it, since a Redis URL can hold a password."""
+    """Write what the children read; nobody else may read it, since a Redis URL can hold a password.
+
+    Raises ``CannotStart`` where it cannot be written.
+    """
     explicit = settings.model_copy(update={"models": settings.registrations})
     text = yaml.safe_dump(explicit.model_dump(mode="json", exclude_none=True), sort_keys=False)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        os.fchmod(descriptor, 0o600)
-        file.write(text)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(descriptor, 0o600)
+            file.write(text)
+    except OSError as error:
+        raise CannotStart(
+            f"{path.absolute()} cannot be written: {error.strerror}: move what is there out of the way"
+        ) from None
     return path
 
 

@@ -40,6 +40,34 @@ def bind_error(host: str, port: int) -> OSError | None:
     return None
 
 
+def require_distinct_ports(settings: Settings) -> None:
+    """Raise ``ConfigError``, naming both settings, where two listeners were given one port.
+
+    Only what somebody wrote counts for the simulator: its defaults move out of the way, as from any program.
+    """
+    taken: dict[int, str] = {}
+    for name, port in _given_ports(settings):
+        if port in taken:
+            raise _one_port_twice(name, taken[port], port)
+        taken[port] = name
+    for model in settings.models:
+        if _served(model) and model.port in taken:
+            raise _one_port_twice(f"the port of the model {model.name}", taken[model.port], model.port)
+
+
+def _given_ports(settings: Settings) -> Iterator[tuple[str, int]]:
+    yield "api.port", settings.api.port
+    if settings.redis.url is None:
+        yield "redis.embedded_port", settings.redis.embedded_port
+    runs = settings.simulates or settings.gpu.source == "simulated"
+    if runs and "port" in settings.simulator.model_fields_set:
+        yield "simulator.port", settings.simulator.port
+
+
+def _one_port_twice(name: str, other: str, port: int) -> ConfigError:
+    return ConfigError(f"{name} and {other} are both {port}: give one of them another port")
+
+
 def require_api_port(settings: Settings) -> None:
     """Raise ``CannotStart`` where the api's port is taken, ``ConfigError`` where it can't be listened on."""
     host, port = settings.api.host, settings.api.port

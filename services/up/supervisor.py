@@ -85,7 +85,7 @@ class Supervisor:
             self._start_redis()
             for child in self._children:
                 if not self._stopping:
-                    child.process.launch()
+                    _launch(child.process)
             self._await_ready()
             if not self._stopping:
                 announce()
@@ -134,7 +134,7 @@ class Supervisor:
             if child.restart_at is not None:
                 if now >= child.restart_at:
                     child.restart_at = None
-                    child.process.launch()
+                    _launch(child.process)
             elif (status := child.process.poll()) is not None:
                 self._bury(child, status, now)
 
@@ -176,3 +176,11 @@ class Supervisor:
                     "yet" if self._at_once else f"after {grace_s:g} s",
                 )
                 process.kill()
+
+
+def _launch(process: ChildProcess) -> None:
+    try:
+        process.launch()
+    except OSError as error:
+        where = error.filename or process.log_path
+        raise CannotStart(f"{process.name} cannot be started: {where}: {error.strerror}") from None

@@ -172,7 +172,15 @@ class EmbeddedRedis(ChildProcess):
         self.start()
 
     def launch(self) -> None:
-        """Launch it; raises ``StoreUnavailable`` where the port or the data directory is in use."""
+        """Launch it; raises ``StoreUnavailable``: port or data directory in use, or a path not usable."""
+        try:
+            self._launch()
+        except OSError as error:
+            raise StoreUnavailable(
+                f"redis cannot be started: {error.filename or self.directory}: {error.strerror}"
+            ) from None
+
+    def _launch(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         taken = _answers(self.port)
         lock = self._lock_directory(0.0 if taken else _RELEASE_S)

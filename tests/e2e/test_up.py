@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,8 +17,6 @@ from pathlib import Path
 import pytest
 
 from services.up.app import write_effective
-from services.up.ports import move_simulator
-from services.up.supervisor import RestartPolicy
 from shared import config
 from shared.store.server import EmbeddedRedis
 from tests.kit.redis_fixture import free_port, redis_reply
@@ -178,10 +177,73 @@ def test_a_taken_api_port_is_one_line_that_names_the_setting(start: Starter) -> 
 def test_a_taken_redis_port_is_one_line_that_names_the_setting(start: Starter) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        up = start(*HEALTHY, ORCH_REDIS__EMBEDDED_PORT=str(port))
+        # Nothing simulated: that would say so in a line of its own wherever its usual ports are taken.
+        real = json.dumps([{"name": "real", "port": port}])
+        up = start(*HEALTHY, ORCH_REDIS__EMBEDDED_PORT=str(port), ORCH_MODELS=real, ORCH_GPU__SOURCE="none")
         assert up.process.wait(20) == 1
     (line,) = up.output.splitlines()
     assert f"redis.embedded_port {port}" in line
+
+
+@pytest.mark.parametrize("external", [False, True])
+async def test_a_second_up_in_the_directory_names_the_first_and_changes_nothing(
+    start: Starter, tmp_path: Path, redis_url: str, external: bool
+) -> None:
+    up = start(*HEALTHY, ORCH_REDIS__URL=redis_url) if external else start(*HEALTHY)
+    await up.ready()
+    files = [path for path in (tmp_path / "data").rglob("*") if path.suffix in (".yaml", ".lock", ".log")]
+    before = [path.read_bytes() for path in files]
+    second = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.up"),
+        cwd=tmp_path,
+        env={**os.environ, "ORCH_API__PORT": str(free_port()), "ORCH_REDIS__URL": redis_url},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        (line,) = (await asyncio.wait_for(second.communicate(), 20))[1].decode().splitlines()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            second.terminate()
+    assert second.returncode == 1
+    assert f"{tmp_path}/data is in use by another `make up` (pid {up.process.pid})" in line
+    assert {path.name for path in files} == {"effective.yaml", "up.lock", "up.log"}
+    assert [path.read_bytes() for path in files] == before
+
+
+@pytest.mark.parametrize(
+    "path", ["data/effective.yaml", "data/redis/lock", "data/up.lock", "data/logs/router.out"]
+)
+def test_a_directory_in_a_files_place_is_one_line_that_names_it(
+    start: Starter, tmp_path: Path, path: str
+) -> None:
+    (tmp_path / path).mkdir(parents=True)
+    up = start(*HEALTHY)
+    assert up.process.wait(20) == 1
+    assert path in up.output.splitlines()[-1]
+    assert "Traceback" not in up.output
+
+
+@pytest.mark.parametrize("path", ["data", "data/redis"])
+def test_a_file_in_a_directorys_place_is_one_line_that_names_it(
+    start: Starter, tmp_path: Path, path: str
+) -> None:
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text("in the way")
+    up = start(*HEALTHY)
+    assert up.process.wait(20) == 1
+    assert path in up.output.splitlines()[-1]
+    assert "Traceback" not in up.output
+
+
+def test_one_port_for_redis_and_the_api_ends_up_before_anything_is_written(
+    start: Starter, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    up = start.real(ORCH_API__PORT=port, ORCH_REDIS__EMBEDDED_PORT=port)
+    assert up.process.wait(20) == 2
+    (line,) = up.output.splitlines()
+    assert f"redis.embedded_port and api.port are both {port}" in line
+    assert not (tmp_path / "data").exists()
 
 
 def test_wrong_settings_are_one_line_and_exit_status_2(start: Starter) -> None:
@@ -216,43 +278,6 @@ async def test_a_given_redis_is_used_and_left_running(start: Starter, tmp_path: 
         up.process.terminate()
         assert up.process.wait(20) == 0
         assert redis_reply(other.url, "DBSIZE") == 0
-
-
-def test_the_simulator_moves_off_taken_ports_and_says_so(tmp_path: Path) -> None:
-    api, control, second = free_port(), free_port(), free_port()
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        taken = other.getsockname()[1]
-        models = [
-            {"name": "first", "port": taken, "simulated": True},
-            {"name": "second", "port": second, "simulated": True},
-            {"name": "third", "port": api, "simulated": True},
-            {"name": "real", "port": taken},
-        ]
-        settings = config.parse(
-            {"models": models, "simulator": {"port": control}, "api": {"port": api}}, "the test"
-        )
-        moved, notes = move_simulator(settings)
-    ports = {model.name: model.port for model in moved.models}
-    assert ports["second"] == second
-    assert moved.simulator.port == control
-    assert ports["real"] == taken
-    assert len({ports["first"], ports["second"], ports["third"], taken, control, api}) == 6
-    assert notes == [
-        f"port {taken} is taken: the simulated first listens on {ports['first']} instead",
-        f"port {api} is taken: the simulated third listens on {ports['third']} instead",
-    ]
-    path = write_effective(moved, tmp_path / "effective.yaml")
-    assert config.load({"ORCH_CONFIG": str(path)}).registrations == moved.registrations
-
-
-def test_restarts_wait_twice_as_long_each_time_up_to_a_cap_and_end() -> None:
-    policy = RestartPolicy(base_s=0.5, cap_s=5.0, deaths=6, window_s=30.0)
-    assert [policy.died(now) for now in (0, 1, 2, 3, 4, 5)] == [0.5, 1.0, 2.0, 4.0, 5.0, None]
-
-
-def test_deaths_far_apart_are_forgotten() -> None:
-    policy = RestartPolicy()
-    assert [policy.died(now) for now in (0, 20, 40, 60, 80, 100, 120)] == [0.5, 1, 1, 1, 1, 1, 1]
 
 
 def test_the_default_models_are_written_out_for_the_children(tmp_path: Path) -> None:

@@ -123,6 +123,12 @@ def test_a_leftover_server_on_the_same_data_is_named_and_not_adopted(tmp_path: P
         assert redis_reply(leftover.url, "PING") == raw.Status(b"PONG")
 
 
+def test_a_path_that_cannot_be_the_data_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "redis").write_text("in the way")
+    with pytest.raises(StoreUnavailable, match=rf"redis cannot be started: {tmp_path}/redis: File exists"):
+        EmbeddedRedis(free_port(), tmp_path / "redis").start()
+
+
 def test_a_server_that_dies_at_once_is_explained_by_its_last_lines(tmp_path: Path) -> None:
     broken = ServerBinary(a_program(tmp_path, "redis-server", "the disk is on fire"), "7.0.0", "broken")
     with pytest.raises(StoreUnavailable, match=r"redis died \(exit status 0\): the disk is on fire"):
