@@ -7,7 +7,15 @@ import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    StringConstraints,
+    model_validator,
+)
 
 from shared.states import BackendType
 
@@ -53,14 +61,14 @@ class Registration(BaseModel):
     name: Name
     backend: BackendType = BackendType.LLAMA_CPP
     vram_gb: Annotated[float, Field(ge=0, le=4096)] | None = None
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    port: Annotated[int, Field(ge=1, le=65535, strict=True)] | None = None
     url: (
         Annotated[
             str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$"), AfterValidator(_server_address)
         ]
         | None
     ) = None
-    host: str | None = None
+    host: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = None
     """The GPU host whose monitor probes it; left out: any monitor's own host."""
     serves: tuple[Name, ...] = ()
     upstream_name: str | None = None
@@ -68,7 +76,7 @@ class Registration(BaseModel):
     context_tokens: Annotated[int, Field(ge=1)] | None = None
     slots: Annotated[int, Field(ge=1, le=1024)] | None = None
     agent_types: tuple[AgentType, ...] = ()
-    gpu: str | int | None = None
+    gpu: Annotated[str, StringConstraints(min_length=1, max_length=64)] | NonNegativeInt | None = None
     pin: bool = False
     preload: bool = False
     ttl_s: Annotated[float, Field(gt=0)] | None = None

@@ -109,6 +109,11 @@ class Run:
                 continue
             ended = await self._follow(record)
             self._open.discard(record.job_id)
+            if ended is not None and ended.state is JobState.FAILED and ended.fields.get("attempt") == "0":
+                # Refused without being tried: so would every further one be, as fast as they are sent.
+                kind, detail = ended.fields.get("error_type"), ended.fields.get("error_detail")
+                self.stop(JobState.FAILED, kind or "rejected", detail or "its requests are refused")
+                return
             result = None if ended is None else measured(ended)
             if result is not None:
                 self._results.append(result)
@@ -171,6 +176,9 @@ class Run:
 
     def _look(self, snapshot: Snapshot) -> None:
         models = serving(snapshot, self._model)
+        if not models:
+            self.stop(JobState.FAILED, "model_removed", f"no model answers to {self._model!r} any more")
+            return
         gpus = gpus_of(snapshot, models)
         for gpu in gpus:
             seen = LevelSeen(gpu=gpu.id, pressure=gpu.pressure, thermal=gpu.thermal)

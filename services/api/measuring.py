@@ -62,11 +62,18 @@ def measured(record: JobRecord) -> Measured | None:
         ttft_ms=first,
         prefill=_speed(_amount(timings.get("prompt_n")), _amount(timings.get("prompt_ms")))
         or _speed(prompt, first),
-        decode=_speed(_amount(timings.get("predicted_n")), _amount(timings.get("predicted_ms")))
-        or _speed(None if output is None else output - 1, after),
+        decode=_decode(timings, output, after),
         prompt_tokens=round(prompt or 0),
         output_tokens=round(output or 0),
     )
+
+
+def _decode(timings: Mapping[str, JsonValue], output: float | None, after_ms: float | None) -> float | None:
+    """Output tokens a second; None for a single token, which has no interval."""
+    if output is None or output < 2:
+        return None
+    told = _speed(_amount(timings.get("predicted_n")), _amount(timings.get("predicted_ms")))
+    return told or _speed(output - 1, after_ms)
 
 
 def figures(results: Sequence[Measured]) -> Figures:

@@ -14,6 +14,9 @@ from shared.store.records import FailKind, Failure, ModelFailure
 _SATURATED_LEAST_S = 0.25
 _LONGEST_WAIT_S = 86_400.0
 
+_TELLING_PROMPT = 16
+"""Prompt tokens below which the time of a prefill is mostly overhead."""
+
 CANCELLED = Failure(FailKind.CANCELLED, "cancelled", "cancelled by request while it ran")
 EXPIRED = Failure(FailKind.EXPIRED, "deadline", "its deadline passed while it ran")
 RELEASED = Failure(FailKind.RELEASED, "router_stopped", "its router was stopped and handed it over")
@@ -77,13 +80,16 @@ def job_fields(completion: Completion) -> Mapping[str, str]:
 def learned(completion: Completion) -> Mapping[str, float]:
     """Averages of the model that this completion moves; what can't be told is left out.
 
-    The backend's own prefill time wins over ours, which holds its queue too.
+    The backend's own prefill time wins over ours, which holds its queue too, and stands on the tokens that it
+    processed: with a long cached prefix those are few. A handful of tokens tells nothing of a speed.
     """
     values = {"avg_latency_ms": completion.total_ms}
     first, prompt, output = completion.first_token_ms, completion.prompt_tokens, completion.output_tokens
-    prompt_ms = completion.prompt_ms if completion.prompt_ms is not None else first
-    if prompt and prompt_ms is not None:
-        values["seconds_per_prompt_token"] = prompt_ms / 1000 / prompt
+    prefill_ms = first
+    if completion.prompt_ms is not None and completion.prompt_processed is not None:
+        prompt, prefill_ms = completion.prompt_processed, completion.prompt_ms
+    if prompt is not None and prompt >= _TELLING_PROMPT and prefill_ms is not None:
+        values["seconds_per_prompt_token"] = prefill_ms / 1000 / prompt
     if output:
         values["avg_output_tokens"] = float(output)
     if output and output > 1 and first is not None:

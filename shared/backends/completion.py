@@ -70,7 +70,8 @@ class Completion:
     """What came back. Times are ours unless said; None = the backend did not tell.
 
     ``response`` is OpenAI's object (``chat.completion`` or ``text_completion``). ``first_token_ms`` is None
-    for an empty answer. ``prompt_ms`` and ``output_ms`` are the backend's own (llama.cpp ``timings``).
+    for an empty answer. ``prompt_ms`` and ``output_ms`` are the backend's own (llama.cpp ``timings``),
+    and so is ``prompt_processed``, the tokens that ``prompt_ms`` went into (cached ones are not in it).
     """
 
     text: str
@@ -82,6 +83,7 @@ class Completion:
     prompt_tokens: int | None
     output_tokens: int | None
     prompt_ms: float | None
+    prompt_processed: int | None
     output_ms: float | None
     truncated: bool
 
@@ -209,6 +211,7 @@ def _completion(result: Aggregate, first_token_ms: float | None, total_ms: float
         prompt_tokens=_count(usage.get("prompt_tokens")),
         output_tokens=_count(usage.get("completion_tokens")),
         prompt_ms=_number(timings.get("prompt_ms")),
+        prompt_processed=_count(timings.get("prompt_n")),
         output_ms=_number(timings.get("predicted_ms")),
         truncated=result.truncated,
     )

@@ -139,6 +139,34 @@ async def test_one_runs_for_a_model_at_a_time_and_a_client_that_leaves_cancels_i
     assert measured["state"] == "succeeded"
 
 
+async def test_a_model_removed_meanwhile_ends_its_benchmark_instead_of_a_storm_of_refused_jobs(
+    stack: Stack,
+) -> None:
+    alpha = next(model for model in stack.settings.models if model.name == "alpha")
+    guest = {"port": alpha.port, "vram_gb": 2.0, "slots": 2, "context_tokens": 4096}
+    async with stack.http.put(f"{stack.api}/v1/gpu/models/guest", json=guest) as answer:
+        assert answer.status == 201
+    begun = (await _post(stack, "model_name=guest&wait=0&duration_s=30&max_tokens=4&concurrency=4")).body
+
+    async def at_work() -> bool:
+        return int((await _get(stack, begun["location"])).body["requests"] or 0) > 0
+
+    await wait_until(at_work, "the benchmark is at work")
+    async with stack.http.delete(f"{stack.api}/v1/gpu/models/guest") as answer:
+        assert answer.status == 204
+
+    async def ended() -> dict[str, Any] | None:
+        body: dict[str, Any] = (await _get(stack, begun["location"])).body
+        return body if body["state"] != "running" else None
+
+    body = await wait_until(ended, "the benchmark ends")
+
+    assert body["state"] == "failed"
+    assert body["error"]["type"] in ("unknown_model", "model_removed")
+    refused = await stack.jobs.list_newest(state=JobState.FAILED, limit=1000)
+    assert len(refused) <= 20
+
+
 async def test_a_level_that_gets_critical_ends_it_early_and_refuses_the_next(stack: Stack) -> None:
     simulation = Simulation(stack)
     asked = asyncio.create_task(_post(stack, "model_name=alpha&duration_s=60&max_tokens=4"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,21 @@ def test_the_backends_own_timings_count_where_it_tells_them() -> None:
         "alpha", 1000, 3300, None, queue_ms=200, ttft_ms=100, prefill=2000, decode=100,
         prompt_tokens=50, output_tokens=101,
     )  # fmt: skip
+
+
+def test_a_single_token_has_no_decode_speed() -> None:
+    """Backends divide by next to nothing there: 225,886 tokens/s were seen."""
+    timings = {"prompt_n": 50, "prompt_ms": 25.0, "predicted_n": 1, "predicted_ms": 0.004}
+    record = _record({"timings": timings})
+    single = replace(
+        record,
+        result=json.dumps({"usage": {**_USAGE, "completion_tokens": 1}, "response": {"timings": timings}}),
+    )
+
+    one = measured(single)
+
+    assert one is not None
+    assert one.decode is None
 
 
 def test_without_timings_speeds_come_from_the_clock() -> None:

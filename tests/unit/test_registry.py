@@ -89,6 +89,9 @@ def test_the_specifications_models_are_simulated_and_as_it_says() -> None:
         ({"name": "a", "serves": ("auto:Chat",)}, "another name"),
         ({"name": "a", "tokens_per_second": float("inf")}, "finite"),
         ({"name": "a", "ttl_s": float("inf")}, "finite"),
+        ({"name": "a", "host": ""}, "at least 1 character"),
+        ({"name": "a", "gpu": ""}, "at least 1 character"),
+        ({"name": "a", "gpu": -3}, "greater than or equal to 0"),
     ],
 )
 def test_what_would_collide_with_our_own_names_or_is_no_number_is_refused(
