@@ -44,6 +44,7 @@ class ProblemType:
 
 MALFORMED = ProblemType(400, "malformed-body", "The body is not JSON")
 UNKNOWN_JOB = ProblemType(404, "unknown-job", "No such job")
+UNKNOWN_GPU = ProblemType(404, "unknown-gpu", "No such GPU")
 UNKNOWN_MODEL = ProblemType(404, "unknown-model", "No such model")
 UNKNOWN_AGENT_TYPE = ProblemType(404, "unknown-agent-type", "No model serves this agent type")
 UNKNOWN_BENCHMARK = ProblemType(404, "unknown-benchmark", "No such benchmark")

@@ -87,6 +87,7 @@ async def test_two_gpus_are_forecast_apart_and_one_can_be_asked_for(api: ApiClie
     await _sample(api_store, "host/1", memory_used_mb="2048", memory_total_mb="12288", reserve_mb="1024")
 
     both, second = await _forecast(api), await _forecast(api, "?gpu=host/1")
+    assert (await _forecast(api, "?gpu=1"))["gpus"] == second["gpus"]
 
     assert [gpu["gpu"] for gpu in both["gpus"]] == ["host/0", "host/1"]
     assert both["current_usage"] == both["gpus"][0]["current_usage"]

@@ -12,23 +12,20 @@ from pydantic import Field
 from services.api import problems
 from services.api.forecast import memory_forecast
 from services.api.forecast_bodies import MemoryForecast
+from services.api.gpu_names import gpus_named, place
 from services.api.parameters import Parameters, Within
-from services.api.problems import Problem, ProblemType
 from services.api.state import state_of
 from shared.decision.forecast import DEFAULT_HOURS, LEAST_HOURS, MOST_HOURS
 from shared.store.records import GpuView
 
 router = APIRouter(tags=["gpu"])
 
-UNKNOWN_GPU = ProblemType(404, "unknown-gpu", "No such GPU")
-_NAME_SHOWN = 100
-
 
 class ForecastParameters(Parameters):
     hours: Annotated[float, Within(LEAST_HOURS, MOST_HOURS, "hours")] = Field(
         default=DEFAULT_HOURS, description="How far ahead"
     )
-    gpu: str | None = Field(default=None, description="Only this GPU, `host/index`")
+    gpu: str | None = Field(default=None, description="Only this GPU, `host/index`, or its index")
 
 
 @router.get(
@@ -53,14 +50,6 @@ async def read_forecast(request: Request, query: Annotated[ForecastParameters, Q
 def _chosen(gpus: Sequence[GpuView], name: str | None) -> list[GpuView]:
     """The GPU of this name, or all in order; raises ``Problem`` (404) for one that was never sampled."""
     if name is None:
-        return sorted(gpus, key=_order)
-    found = [gpu for gpu in gpus if gpu.id == name]
-    if not found:
-        known = ", ".join(gpu.id for gpu in sorted(gpus, key=_order)) or "none was sampled yet"
-        raise Problem(UNKNOWN_GPU, f"gpu: no {name[:_NAME_SHOWN]!r}; known: {known}", field="gpu")
-    return found
-
-
-def _order(gpu: GpuView) -> tuple[str, int, str]:
-    host, _, index = gpu.id.rpartition("/")
-    return host, int(index) if index.isdecimal() else 0, index
+        return sorted(gpus, key=lambda gpu: place(gpu.id))
+    meant = gpus_named(name, (gpu.id for gpu in gpus))
+    return sorted((gpu for gpu in gpus if gpu.id in meant), key=lambda gpu: place(gpu.id))

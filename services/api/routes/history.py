@@ -8,10 +8,10 @@ from typing import Annotated, Protocol
 from fastapi import APIRouter, Query, Request, Response
 
 from services.api import problems
+from services.api.gpu_names import gpus_named
 from services.api.history_bodies import History, HistoryQuery, ProbeSample, Sample
 from services.api.problems import UNKNOWN_MODEL, Problem
 from services.api.representations import number, one_of, whole
-from services.api.routes.forecast import UNKNOWN_GPU
 from services.api.state import ApiState, state_of
 from services.api.status import nothing_sampled
 from shared.decision.memory import MB_PER_GB
@@ -61,11 +61,7 @@ def _gpus(view: View, query: HistoryQuery, state: ApiState) -> set[str]:
     """The GPUs that are meant; raises ``Problem`` (404) for a name that is none."""
     found = {gpu.id for gpu in view.gpus}
     if query.gpu is not None:
-        named = {gpu for gpu in found if query.gpu in (gpu, gpu.rpartition("/")[2])}
-        if not named:
-            listed = ", ".join(sorted(found)) or "none was sampled yet"
-            raise Problem(UNKNOWN_GPU, f"gpu: no {query.gpu!r}; known: {listed}", field="gpu", known=found)
-        found = named
+        found = gpus_named(query.gpu, found)
     if query.model is not None:
         models = snapshot_of(view, state.settings).models
         if query.model not in models:
