@@ -87,12 +87,12 @@ async def test_two_gpus_are_forecast_apart_and_one_can_be_asked_for(api: ApiClie
     await _sample(api_store, "host/1", memory_used_mb="2048", memory_total_mb="12288", reserve_mb="1024")
 
     both, second = await _forecast(api), await _forecast(api, "?gpu=host/1")
-    assert (await _forecast(api, "?gpu=1"))["gpus"] == second["gpus"]
+    by_index = await _forecast(api, "?gpu=1")
 
     assert [gpu["gpu"] for gpu in both["gpus"]] == ["host/0", "host/1"]
     assert both["current_usage"] == both["gpus"][0]["current_usage"]
     assert [gpu["forecast"]["quality"] for gpu in both["gpus"]] == ["not_enough_history", "measured"]
-    assert [gpu["gpu"] for gpu in second["gpus"]] == ["host/1"]
+    assert [gpu["gpu"] for gpu in second["gpus"]] == ["host/1"] == [gpu["gpu"] for gpu in by_index["gpus"]]
     assert (second["gpu"], second["gpus"][0]["reserve_gb"]) == ("host/1", 1.0)
     assert second["projected_headroom_gb"] == {"low": 10.0, "mid": 10.0, "high": 10.0}
     assert second["available_for_inference"]["projected_gb"]["mid"] == 9.0
