@@ -80,7 +80,8 @@ class IntakeLoop:
                 await self._settle_foreign(entry)
 
     async def _settle_accepted(self, entry: StreamEntry) -> None:
-        outcome, reason = await self._jobs.admit_known(entry.id, entry.fields["job_id"])
+        fields = entry.fields
+        outcome, reason = await self._jobs.admit_known(entry.id, fields["job_id"], raw_fields(fields))
         if outcome is AdmitOutcome.DEAD:
             logger.warning("request entry {} is a dead letter: {}", entry.id, reason)
 

@@ -7,6 +7,7 @@ import random
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from enum import IntEnum
 
 from loguru import logger
 
@@ -18,10 +19,10 @@ from shared.decision.routing import decide
 from shared.decision.snapshot import Decision, Model, Request, Snapshot
 from shared.errors import StoreUnavailable
 from shared.snapshots import request_of, snapshot_of
-from shared.states import Action
+from shared.states import Action, JobState
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore
-from shared.store.records import Claimed, ClaimOutcome, Head, TargetView, View
+from shared.store.records import Claimed, ClaimOutcome, Head, RejectOutcome, TargetView, View
 
 FIRST_HEADS = 2
 """Jobs read of each queue at a wake-up, which mostly frees one slot: one to take it, one to be held."""
@@ -30,6 +31,17 @@ MORE_HEADS = 8
 _AWAY_S = 0.25
 _COLLISION_S = 0.02
 _RETRY_LEAST_S = 0.02
+
+
+class _Drained(IntEnum):
+    """What is left of a queue after a look at its heads."""
+
+    WAITS = 0
+    """Nothing that could go now."""
+    STALE = 1
+    """Perhaps more, but the jobs shown were gone already."""
+    MORE = 2
+    """More than the view showed; some that it showed are through."""
 
 
 class Scheduler:
@@ -63,26 +75,34 @@ class Scheduler:
         while not self._stopping:
             await self._wake.wait(self._settings.router.poll_s)
             try:
-                heads = FIRST_HEADS
-                while await self._pass(heads):
-                    heads = MORE_HEADS
+                await self._until_nothing_fits()
             except StoreUnavailable as error:
                 logger.warning("scheduling waits for Redis: {}", error)
                 self._wake.ring(_AWAY_S)
 
-    async def _pass(self, heads: int) -> bool:
-        """Look at every queue once; True if another pass may find more."""
+    async def _until_nothing_fits(self) -> None:
+        heads, stale = FIRST_HEADS, 0
+        # Jobs that were gone may have hidden others, so look once more; were that progress, a job that stays
+        # gone would keep this loop busy for ever.
+        while stale <= 1:
+            found = await self._pass(heads)
+            if found is _Drained.WAITS:
+                return
+            heads = MORE_HEADS
+            stale = stale + 1 if found is _Drained.STALE else 0
+
+    async def _pass(self, heads: int) -> _Drained:
+        """Look at every queue once."""
         if self._room <= 0:
-            return False
+            return _Drained.WAITS
         view = await self._fleet.view(heads=heads)
         if not view.targets:
-            return False
+            return _Drained.WAITS
         keys = {entry.registration.name: entry.registration.api_key_env for entry in view.models}
         round_ = _Round(view, snapshot_of(view, self._settings), keys)
         # Several routers must not all go for the same queue first.
         targets = random.sample(view.targets, len(view.targets))
-        more = [await self._drain(target, round_) for target in targets]
-        return any(more)
+        return max([await self._drain(target, round_) for target in targets])
 
     @property
     def _room(self) -> int:
@@ -90,33 +110,39 @@ class Scheduler:
             return 0
         return self._settings.router.max_in_flight - self._dispatcher.running
 
-    async def _drain(self, target: TargetView, round_: _Round) -> bool:
-        """Take jobs from one queue until its head has to wait; True if the view showed it only in part."""
+    async def _drain(self, target: TargetView, round_: _Round) -> _Drained:
+        """Take jobs from one queue until its head has to wait or all that the view showed are through."""
+        if any(head.fields.get("state") != JobState.QUEUED for head in target.heads):
+            lost = await self._jobs.mend_queue(target.target)
+            logger.warning("queue {} held jobs that exist no longer, dropped: {}", target.target, lost)
+            return _Drained.STALE
+        drained = _Drained.STALE
         for head in target.heads:
-            if self._room <= 0 or not await self._place(head, target, round_):
-                return False
-        return target.waiting > len(target.heads)
+            placed = _Drained.WAITS if self._room <= 0 else await self._place(head, target, round_)
+            if placed is _Drained.WAITS:
+                return placed
+            drained = max(drained, placed)
+        return drained if target.waiting > len(target.heads) else _Drained.WAITS
 
-    async def _place(self, head: Head, target: TargetView, round_: _Round) -> bool:
-        """Decide on one job and carry it out; False if it has to wait, and with it its queue."""
+    async def _place(self, head: Head, target: TargetView, round_: _Round) -> _Drained:
+        """Decide on one job and carry it out; ``WAITS`` if it has to wait, and with it its queue."""
         request = request_of(head, round_.view.now_ms)
         while True:
             decision = decide(round_.snapshot, request)
             model = decision.model
             if decision.action is Action.REJECT:
-                line = decision_line(self._router, decision, round_.snapshot, request)
-                await self._jobs.reject(head.job_id, decision.code, decision.reason, line)
-                logger.info("decision job={} reject {}: {}", head.job_id, decision.code, decision.reason)
-                return True
+                return await self._reject(head, decision, request, round_)
             if decision.action is Action.HOLD or model is None:
                 await self._hold(head, target, decision, request, round_)
-                return False
+                return _Drained.WAITS
             claimed = await self._claim(head, decision, model, request, round_.snapshot)
             if claimed.outcome is ClaimOutcome.CLAIMED:
                 self._start(head, claimed, decision, model, round_)
-                return True
-            if claimed.outcome in (ClaimOutcome.GONE, ClaimOutcome.EXPIRED):
-                return True
+                return _Drained.MORE
+            if claimed.outcome is ClaimOutcome.GONE:
+                return _Drained.STALE
+            if claimed.outcome is ClaimOutcome.EXPIRED:
+                return _Drained.MORE
             # Another router was faster, or a level moved: this picture of the model is out of date.
             round_.set_busy(model)
             self._wake.ring(random.uniform(_COLLISION_S / 4, _COLLISION_S))
@@ -151,6 +177,14 @@ class Scheduler:
                 deadline_in_s=(claimed.deadline_ms - round_.view.now_ms) / 1000,
             )
         )
+
+    async def _reject(self, head: Head, decision: Decision, request: Request, round_: _Round) -> _Drained:
+        line = decision_line(self._router, decision, round_.snapshot, request)
+        outcome = await self._jobs.reject(head.job_id, decision.code, decision.reason, line)
+        if outcome is RejectOutcome.GONE:
+            return _Drained.STALE
+        logger.info("decision job={} reject {}: {}", head.job_id, decision.code, decision.reason)
+        return _Drained.MORE
 
     async def _hold(
         self, head: Head, target: TargetView, decision: Decision, request: Request, round_: _Round

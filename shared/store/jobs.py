@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
 
 from shared.config import HistorySettings
+from shared.errors import StoreUnavailable
 from shared.keys import ROUTER_GROUP, Keys
 from shared.states import FINAL_STATES, JobState
 from shared.store.client import translating
+from shared.store.orders import claim_order, job_order, verdict_order
 from shared.store.records import (
     AdmitOutcome,
     CancelOutcome,
@@ -35,9 +38,9 @@ from shared.store.scripts import Scripts, encoded
 _RAW_FIELD_CAP = 2_000
 """Characters of one raw field kept in the dead-letter stream: enough to recognise it, not to fill Redis."""
 _PAGE = 200
-
-KEPT_HOLD_CODES = ("model_busy", "gpu_busy", "claimed_busy")
-"""Hold reasons that stay true for the rest of a queue after its head was taken."""
+_SUBMIT_PATIENCE_MS = 4_000
+"""How long a submission may be under way, as ``connect_commands(fail_fast=True)`` waits: 2 tries of 2 s."""
+_LATE = "LATE"
 
 
 class JobStore:
@@ -49,6 +52,9 @@ class JobStore:
         self._redis = redis
         self._keys = keys
         self._scripts = Scripts(redis, keys, history or HistorySettings(), retention_s)
+        # Redis' clock less ours in ms, as the last reply had it: at most that reply's way too low. Unknown at
+        # first, so that the first submission is late and learns it.
+        self._clock_ahead_ms = -math.inf
 
     async def submit(
         self, job: NewJob, *, bound: int, idempotency: str | None = None, digest: str = ""
@@ -56,22 +62,30 @@ class JobStore:
         """Accept a job unless ``bound`` jobs already wait. ``job.id`` doubles as the nonce of a replay.
 
         ``idempotency`` is a hashed client key, ``digest`` the hash of the request that it stands for.
+        A Redis that gets to it only after the client's time-out (it was paused) writes nothing.
         """
-        order: dict[str, Any] = {**_new_job(job), "bound": bound}
+        order: dict[str, Any] = {**job_order(job), "bound": bound}
         if idempotency is not None:
             order |= {"idempotency": idempotency, "digest": digest}
-        outcome, job_id, rate = await self._run("submit", encoded(order), job.body)
-        return Submitted(SubmitOutcome(outcome), job_id, float(rate))
+        # Late without a time-out: our idea of Redis' clock was wrong, and the reply has put it right.
+        for _ in range(2):
+            not_after_ms = max(0, _clock_ms() + self._clock_ahead_ms + _SUBMIT_PATIENCE_MS)
+            order["not_after_ms"] = not_after_ms
+            outcome, job_id, rate, now_ms = await self._run("submit", encoded(order), job.body)
+            self._clock_ahead_ms = int(now_ms) - _clock_ms()
+            if outcome != _LATE:
+                return Submitted(SubmitOutcome(outcome), job_id, float(rate))
+        raise StoreUnavailable("it took too long to accept the job: nothing was accepted")
 
-    async def admit_known(self, entry_id: str, job_id: str) -> tuple[AdmitOutcome, str]:
+    async def admit_known(self, entry_id: str, job_id: str, raw: str = "") -> tuple[AdmitOutcome, str]:
         """Ack the intake entry of a job that ``submit`` accepted; an unknown one goes to the dead letters."""
-        return await self._admit({"entry": entry_id, "job_id": job_id}, b"")
+        return await self._admit({"entry": entry_id, "job_id": job_id, "raw": raw}, b"")
 
     async def admit_new(
         self, entry_id: str, job: NewJob, *, bound: int, raw: str
     ) -> tuple[AdmitOutcome, str]:
         """Accept a job that somebody XADDed by hand, and ack its entry, in one step."""
-        order = {"entry": entry_id, "create": {**_new_job(job), "bound": bound}, "raw": raw}
+        order = {"entry": entry_id, "create": {**job_order(job), "bound": bound}, "raw": raw}
         return await self._admit(order, job.body)
 
     async def admit_dead(self, entry_id: str, reason: str, fields: Mapping[str, str]) -> None:
@@ -80,25 +94,7 @@ class JobStore:
 
     async def claim(self, order: ClaimOrder) -> Claimed:
         """Start an attempt if everything that the decision assumed still holds."""
-        reply = await self._run(
-            "claim",
-            encoded(
-                {
-                    "id": order.job_id,
-                    "nonce": order.nonce,
-                    "router": order.router,
-                    "lease_ms": order.lease_ms,
-                    "model": order.model,
-                    "limit": order.limit,
-                    "gpus": [
-                        {"id": gpu.id, "limit": gpu.limit, "level_seq": gpu.level_seq} for gpu in order.gpus
-                    ],
-                    "fields": dict(order.fields),
-                    "decision": list(order.decision),
-                    "keep_holds": dict.fromkeys(KEPT_HOLD_CODES, True),
-                }
-            ),
-        )
+        reply = await self._run("claim", claim_order(order))
         outcome = ClaimOutcome(reply[0])
         if outcome is not ClaimOutcome.CLAIMED:
             return Claimed(outcome)
@@ -106,11 +102,11 @@ class JobStore:
 
     async def hold(self, job_id: str, code: str, reason: str, decision: Sequence[str]) -> HoldOutcome:
         """Say why the head of a queue waits; written only when the code differs from the last one."""
-        return HoldOutcome(await self._run("hold", _verdict(job_id, code, reason, decision)))
+        return HoldOutcome(await self._run("hold", verdict_order(job_id, code, reason, decision)))
 
     async def reject(self, job_id: str, code: str, reason: str, decision: Sequence[str]) -> RejectOutcome:
         """End a waiting job as failed because no model could ever serve it."""
-        return RejectOutcome(await self._run("reject", _verdict(job_id, code, reason, decision)))
+        return RejectOutcome(await self._run("reject", verdict_order(job_id, code, reason, decision)))
 
     async def renew(self, job_id: str, attempt: int, lease_ms: int) -> RenewOutcome:
         return RenewOutcome(await self._run("renew", job_id, attempt, lease_ms))
@@ -165,6 +161,13 @@ class JobStore:
     async def expire(self, *, overstay_ms: int, limit: int = 200) -> list[str]:
         """End jobs whose deadline passed: waiting ones at once, running ones after ``overstay_ms`` more."""
         return list(await self._run("expire", overstay_ms, limit))
+
+    async def mend_queue(self, target: str) -> list[str]:
+        """Take out of a queue whatever is no waiting job (its hash was deleted by hand); the ids.
+
+        Looks at every key of the server: for the queue where ``view`` shows such a one, not as a routine.
+        """
+        return list(await self._run("mend", target))
 
     async def trim_requests(self, *, limit: int = 1000) -> int:
         """Trim settled intake entries beyond the history; how many went."""
@@ -260,6 +263,10 @@ def _is_id(job_id: str) -> bool:
     return ":" not in job_id
 
 
+def _clock_ms() -> float:
+    return time.monotonic() * 1000
+
+
 def is_final(state: str) -> bool:
     """Whether a job in this state is over."""
     return state in FINAL_STATES
@@ -269,20 +276,3 @@ def _capped(value: str) -> str:
     if len(value) <= _RAW_FIELD_CAP:
         return value
     return f"{value[:_RAW_FIELD_CAP]}... ({len(value)} characters)"
-
-
-def _new_job(job: NewJob) -> dict[str, Any]:
-    order: dict[str, Any] = {
-        "id": job.id,
-        "target": job.target,
-        "boost_ms": job.boost_ms,
-        "deadline_in_ms": job.deadline_in_ms,
-        "fields": dict(job.fields),
-    }
-    if job.caller is not None:
-        order["caller"] = job.caller
-    return order
-
-
-def _verdict(job_id: str, code: str, reason: str, decision: Sequence[str]) -> bytes:
-    return encoded({"id": job_id, "code": code, "reason": reason, "decision": list(decision)})

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
 import pytest
 
+from services.router.intake import IntakeLoop
+from services.router.wakeup import Wakeup
+from shared.config import Settings
 from shared.errors import StoreUnavailable
 from shared.keys import ROUTER_GROUP
-from shared.store.streams import Intake
+from shared.store.streams import Intake, read_range
 from tests.kit.fault_proxy import Fault, FaultProxy
 from tests.kit.store_fixture import Store, open_store
 from tests.kit.store_intake import Router, ask, pending
+from tests.kit.waiting import wait_until
 
 
 @pytest.fixture
@@ -220,3 +225,23 @@ async def test_every_reply_shape_is_understood_by_both_parsers(store: Store) -> 
             shapes.append((read, await intake.own_pending(10), await intake.reclaim(idle_ms=0, count=10)))
             assert [f"x-{entry.id}" for entry in read] == asked
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("claimed", ["unknown", "j1:request", "j1:result"])
+async def test_an_entry_with_a_job_id_that_is_no_job_is_a_dead_letter_with_its_text(
+    store: Store, claimed: str
+) -> None:
+    """``<id>:request`` names a key that exists, but no job."""
+    await store.start()
+    await store.finish()
+    intake = Intake(store.reader, store.keys, "router-1")
+    loop = asyncio.create_task(
+        IntakeLoop(intake, store.jobs, store.fleet, Settings(), Wakeup().ring).run(), name="intake"
+    )
+    entry = await store.request(v="1", job_id=claimed, prompt="do not lose me")
+    (letter,) = await wait_until(lambda: read_range(store.redis, store.keys.dead), "the dead letter")
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+    assert letter.fields["entry"] == entry
+    assert json.loads(letter.fields["raw"]) == {"v": "1", "job_id": claimed, "prompt": "do not lose me"}
+    assert await pending(store) == []

@@ -1,5 +1,5 @@
 -- Settle one intake entry and ack it in the same step. XACK answers 1 once only: that makes a replay silent.
--- ARGV order(JSON): entry, group, and one of: job_id (already accepted) | create (+ ARGV[2] body) | reason, raw.
+-- ARGV order(JSON): entry, group, and one of: job_id (already accepted), raw | create (+ ARGV[2] body) | reason, raw.
 -- Returns {KNOWN|CREATED|DEAD, job id, reason}.
 local o = cjson.decode(ARGV[1])
 
@@ -12,7 +12,8 @@ end
 
 if o.reason then return dead(o.reason) end
 if o.job_id then
-  if redis.call('EXISTS', key('job', o.job_id)) == 0 then
+  -- pcall, since "<id>:request" names a key of another kind.
+  if type(redis.pcall('HGET', key('job', o.job_id), 'state')) ~= 'string' then
     return dead('job_id: no such job; leave job_id out, it is given by the orchestrator')
   end
   redis.call('XACK', K.requests, o.group, o.entry)
@@ -28,6 +29,7 @@ if redis.call('EXISTS', key('job', new.id)) == 0 then
   if queued_count() >= new.bound then
     return dead('the queue is full (' .. int(new.bound) .. ' jobs wait): send it again later')
   end
+  check_writable(new)
   create_job(new, ARGV[2])
 end
 redis.call('XACK', K.requests, o.group, o.entry)

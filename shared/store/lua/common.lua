@@ -139,6 +139,12 @@ local function load_job(id)
   return job
 end
 
+-- What is left of a job whose hash somebody deleted by hand; its queue is mended by mend.lua.
+local function forget(id)
+  for _, name in ipairs({'live', 'leases', 'delayed', 'index'}) do redis.call('ZREM', K[name], id) end
+  redis.call('DEL', key('request', id), key('result', id))
+end
+
 -- The one way a job ends: hash, queues, TTLs, event, and the dead-letter line of a job that kept failing.
 local function end_job(id, job, state, fields, event_fields)
   if job.state == STATE.running then

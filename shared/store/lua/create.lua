@@ -1,6 +1,19 @@
 -- Included by submit and admit: write one accepted job. `o` has id, target, caller, boost_ms, deadline_in_ms and the
 -- flat `fields`; `body` is the request as the backend will get it.
 
+-- Redis keeps what a script wrote before an error: whatever could fail below is looked at first.
+local function check_writable(o)
+  if not (RETENTION_MS >= 1 and RETENTION_MS < 2 ^ 53) then error({err = 'ERR jobs.retention_s is out of range'}) end
+  local kinds = {
+    [K.live] = 'zset', [K.index] = 'zset', [K.targets] = 'set', [K.events] = 'stream', [K.requests] = 'stream',
+    [key('ready', o.target)] = 'zset', [line_of(o.target, o.caller)] = 'zset',
+  }
+  for name, kind in pairs(kinds) do
+    local found = redis.call('TYPE', name).ok
+    if found ~= 'none' and found ~= kind then error({err = 'WRONGTYPE ' .. name .. ' is a ' .. found .. ', not a ' .. kind}) end
+  end
+end
+
 local function create_job(o, body)
   local place = exact(NOW_EXACT - o.boost_ms)
   local deadline = int(NOW + o.deadline_in_ms)

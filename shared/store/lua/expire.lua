@@ -6,7 +6,7 @@ local ended, running = {}, 0
 local function end_if_due(id)
   local job = load_job(id)
   if not job then
-    redis.call('ZREM', K.live, id)
+    forget(id)
   elseif job.state == STATE.queued or tonumber(job.deadline_ms) + overstay <= NOW then
     local detail = 'its deadline passed ' .. (job.state == STATE.queued and 'in the queue' or 'while it ran')
     end_job(id, job, STATE.expired, {error_type = 'deadline', error_detail = detail}, {'reason', detail})

@@ -3,7 +3,9 @@ local due = redis.call('ZRANGE', K.delayed, '-inf', int(NOW), 'BYSCORE', 'LIMIT'
 for _, id in ipairs(due) do
   redis.call('ZREM', K.delayed, id)
   local job = load_job(id)
-  if job and job.state == STATE.queued then
+  if not job then
+    forget(id)
+  elseif job.state == STATE.queued then
     redis.call('HDEL', key('job', id), 'due_ms')
     enqueue(id, job)
   end

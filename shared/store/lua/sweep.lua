@@ -2,7 +2,9 @@
 local late = redis.call('ZRANGE', K.leases, '-inf', int(NOW - tonumber(ARGV[1])), 'BYSCORE', 'LIMIT', 0, ARGV[2])
 for _, id in ipairs(late) do
   local job = load_job(id)
-  if not job or job.state ~= STATE.running then
+  if not job then
+    forget(id)
+  elseif job.state ~= STATE.running then
     redis.call('ZREM', K.leases, id)
   else
     local tries = job.tries + 1

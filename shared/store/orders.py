@@ -1,0 +1,49 @@
+"""What the scripts of a job's life are asked for, as their JSON arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shared.store.records import ClaimOrder, NewJob
+from shared.store.scripts import encoded
+
+KEPT_HOLD_CODES = ("model_busy", "gpu_busy", "claimed_busy")
+"""Hold reasons that stay true for the rest of a queue after its head was taken."""
+
+
+def claim_order(order: ClaimOrder) -> bytes:
+    """The argument of ``claim``."""
+    return encoded(
+        {
+            "id": order.job_id,
+            "nonce": order.nonce,
+            "router": order.router,
+            "lease_ms": order.lease_ms,
+            "model": order.model,
+            "limit": order.limit,
+            "gpus": [{"id": gpu.id, "limit": gpu.limit, "level_seq": gpu.level_seq} for gpu in order.gpus],
+            "fields": dict(order.fields),
+            "decision": list(order.decision),
+            "keep_holds": dict.fromkeys(KEPT_HOLD_CODES, True),
+        }
+    )
+
+
+def job_order(job: NewJob) -> dict[str, Any]:
+    """The part of ``submit`` and ``admit`` that makes the job."""
+    order: dict[str, Any] = {
+        "id": job.id,
+        "target": job.target,
+        "boost_ms": job.boost_ms,
+        "deadline_in_ms": job.deadline_in_ms,
+        "fields": dict(job.fields),
+    }
+    if job.caller is not None:
+        order["caller"] = job.caller
+    return order
+
+
+def verdict_order(job_id: str, code: str, reason: str, decision: Sequence[str]) -> bytes:
+    """The argument of ``hold`` and ``reject``."""
+    return encoded({"id": job_id, "code": code, "reason": reason, "decision": list(decision)})
