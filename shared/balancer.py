@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from shared.balancer_request import checked_request
 from shared.balancer_values import (
     HOST,
     ModelStatus,
@@ -25,7 +26,7 @@ from shared.balancer_values import (
 from shared.config import MemoryThresholds, ThermalThresholds
 from shared.decision.memory import MB_PER_GB
 from shared.decision.routing import decide
-from shared.decision.snapshot import Gpu, Request, Rules, Snapshot
+from shared.decision.snapshot import Gpu, Rules, Snapshot
 from shared.errors import InvalidRequest
 from shared.gpu.nvml import NvmlSource
 from shared.gpu.source import GpuSource
@@ -128,11 +129,11 @@ class LoadBalancer:
         """Decide on one request; nothing is reserved, see ``request``.
 
         ``model`` names one, and ``fallback`` says whether another will do (default: only if none is named).
-        Reads the GPUs first if that was not tried within the interval, and waits for
-        that a second at most (the first time 5, a driver may have to wake its cards).
+        Raises ``InvalidRequest`` naming an argument that is wrong. Reads the GPUs first if that was not tried
+        within the interval, and waits for that a second at most (the first time 5, a driver may have to wake
+        its cards).
         """
-        await self._watch.refresh()
-        request = Request(
+        request = checked_request(
             model=model,
             agent_type=agent_type,
             prompt_tokens=prompt_tokens,
@@ -144,6 +145,7 @@ class LoadBalancer:
             fallback=model is None if fallback is None else fallback,
             deadline_in_ms=deadline_in_ms,
         )
+        await self._watch.refresh()
         return routing_of(decide(self._snapshot(), request))
 
     @contextmanager

@@ -194,3 +194,26 @@ def test_a_model_that_is_not_registered_is_named_with_those_that_are(bench: Benc
     ):
         with pytest.raises(InvalidRequest, match="'nobody' is not registered; known: bi-medix2"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"max_tokens": -100}, "max_tokens"),
+        ({"max_tokens": float("nan")}, "max_tokens"),
+        ({"priority": 100}, "priority"),
+        ({"mode": "x"}, "mode"),
+        ({"min_context_tokens": "many"}, "min_context_tokens"),
+        ({"deadline_in_ms": float("nan")}, "deadline_in_ms"),
+        ({"agent_type": ""}, "agent_type"),
+        ({"agent_type": 5}, "agent_type"),
+    ],
+)
+async def test_a_wrong_argument_is_named(arguments: dict[str, Any], field: str) -> None:
+    balancer = LoadBalancer()
+    balancer.register_model("a", BackendType.LLAMA_CPP, 2.3, 8080)
+
+    with pytest.raises(InvalidRequest) as refusal:
+        await balancer.decide_model_and_backend(**arguments)
+
+    assert refusal.value.field == field
