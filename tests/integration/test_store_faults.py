@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -139,7 +140,7 @@ async def _published(life: _Life) -> None:
     level = {"pressure": "low", "full": "0", "thermal": "normal"}
     for seq in (1, 2):
         gpu = GpuSample("host/0", "boot", seq, 5000 - 1000 * seq, {"memory_used_mb": "10"}, level)
-        await _insist(lambda gpu=gpu: fleet.publish_gpu(gpu, ttl_s=60))  # type: ignore[misc]
+        await _insist(partial(fleet.publish_gpu, gpu, ttl_s=60))
     await _insist(lambda: fleet.publish_backend(BackendSample(MODEL, "boot", 1, 0, {"slots": "4"})))
     await _insist(lambda: fleet.heartbeat("monitor-1", "boot", {"service": "monitor"}))
     await _insist(lambda: fleet.heartbeat("monitor-2", "boot", {"service": "monitor"}))

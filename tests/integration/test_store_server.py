@@ -202,7 +202,11 @@ async def test_killed_and_restarted_servers_lose_nothing_and_readers_recover(tmp
             following = asyncio.create_task(_follow(follower, followed))
             for _ in range(3):
                 goal = len(settled) + 20
-                await wait_until(lambda goal=goal: len(settled) >= goal, "jobs flow")  # type: ignore[misc]
+
+                def flowing(goal: int = goal) -> bool:
+                    return len(settled) >= goal
+
+                await wait_until(flowing, "jobs flow")
                 server.kill()
                 await asyncio.to_thread(server.start)
             goal = len(settled) + 20
