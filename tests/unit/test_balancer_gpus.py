@@ -246,12 +246,14 @@ def test_a_reading_that_an_abandoned_event_loop_left_behind_holds_up_no_later_on
         await asyncio.wait({deciding})
 
     abandoned.run_until_complete(give_up())
-    made.cards.answers = asyncio.Event()
+    # Held on to, or the garbage collector may take the reading that waits for it, and its task with it.
+    unanswered, made.cards.answers = made.cards.answers, asyncio.Event()
     made.cards.answers.set()
     made.clock.now_s += 10
     assert "low memory pressure" in asyncio.run(made.decide()).reason
 
     left = asyncio.all_tasks(abandoned)
+    assert not unanswered.is_set()
     for task in left:
         task.cancel()
     abandoned.run_until_complete(asyncio.wait(left))
