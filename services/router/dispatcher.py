@@ -13,7 +13,12 @@ from loguru import logger
 from pydantic import JsonValue, TypeAdapter
 
 from services.router.lease import LeaseEnd, keep_lease
-from services.router.outcomes import (
+from shared.backends.completion import Completion, CompletionCall, complete
+from shared.backends.errors import BackendError
+from shared.config import JobSettings, RouterSettings
+from shared.decision.snapshot import Model
+from shared.errors import StoreUnavailable
+from shared.outcomes import (
     CANCELLED,
     EXPIRED,
     RELEASED,
@@ -23,11 +28,6 @@ from services.router.outcomes import (
     learned,
     result_of,
 )
-from shared.backends.completion import Completion, CompletionCall, complete
-from shared.backends.errors import BackendError
-from shared.config import JobSettings, RouterSettings
-from shared.decision.snapshot import Model
-from shared.errors import StoreUnavailable
 from shared.store.jobs import JobStore
 from shared.store.records import FailOutcome, Failure, FinishOutcome
 

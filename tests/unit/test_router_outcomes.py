@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from services.router.outcomes import learned
 from shared.backends.completion import Completion
+from shared.outcomes import learned
 
 ANSWER = Completion(
     text="hi",
