@@ -18,6 +18,8 @@ STATIC: dict[str, str] = {
     "leases": "jobs:leases",
     "live": "jobs:live",
     "index": "jobs:index",
+    "attached": "jobs:attached",
+    "swept": "jobs:swept",
     "models": "models",
     "control": "control",
     "services": "services",
@@ -31,6 +33,8 @@ PATTERNS: dict[str, str] = {
     "ready": "jobs:ready:{}",
     "caller": "jobs:caller:{}",
     "ended": "jobs:ended:{}",
+    "held_by": "jobs:attached:{}",
+    "grants": "grants:{}",
     "job": "job:{}",
     "request": "job:{}:request",
     "result": "job:{}:result",
@@ -42,13 +46,16 @@ PATTERNS: dict[str, str] = {
     "gpu_history": "history:gpu:{}",
     "request_history": "history:requests:{}",
 }
-"""Names with one variable part (a GPU id ``host/index``, a target, a job id, a model name, ...)."""
+"""Names with one variable part (a GPU id ``host/index``, a target, a job id, a model name, ...).
+
+The part of ``grants`` and ``held_by`` is an api's ``Presence.holder``: its instance and its boot.
+"""
 
 PERMANENT: frozenset[str] = frozenset(STATIC) | {"gpu_level", "placement", "model"}
 """Keys that may live without a TTL; every other key must carry one, or exist only for a time.
 
 ``job`` and ``request`` carry a TTL from the moment their job ends; ``ready`` and ``caller`` exist only while
-jobs wait.
+jobs wait, ``held_by`` only while an api has attached jobs.
 """
 
 ROUTER_GROUP = "router"

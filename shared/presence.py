@@ -52,6 +52,11 @@ class Presence:
                 return name
         raise AssertionError("unreachable: there is at least one name")
 
+    @property
+    def holder(self) -> str:
+        """What jobs are attached to: this very process, since another one may get its name."""
+        return f"{self.instance}.{self.boot}"
+
     async def run(self) -> None:
         """Beat until cancelled; Redis being away is waited out.
 

@@ -20,8 +20,9 @@ def claim_order(
     model: Model,
     snapshot: Snapshot,
     request: Request,
+    grant: Mapping[str, str] | None = None,
 ) -> ClaimOrder:
-    """The claim for a decision to dispatch to ``model``."""
+    """The claim for a decision to dispatch to ``model``; ``grant``: for the api of an attached job."""
     return ClaimOrder(
         job_id=job_id,
         nonce=nonce,
@@ -35,6 +36,7 @@ def claim_order(
         ),
         fields=_job_fields(decision, model),
         decision=decision_line(router, decision, snapshot, request),
+        grant=() if grant is None else _grant(decision, model, grant),
     )
 
 
@@ -91,6 +93,17 @@ def _job_fields(decision: Decision, model: Model) -> Mapping[str, str]:
     fields |= {"port": "", "estimated_duration_ms": ""}
     fields |= _choice(decision, model)
     return {f"decision_{name}": value for name, value in fields.items()}
+
+
+def _grant(decision: Decision, model: Model, grant: Mapping[str, str]) -> tuple[str, ...]:
+    fields = {
+        **_choice(decision, model),
+        "upstream_name": model.upstream_name,
+        "code": decision.code,
+        "reason": decision.reason,
+        **grant,
+    }
+    return tuple(item for pair in fields.items() for item in pair)
 
 
 def _parts(part: Part) -> dict[str, str]:

@@ -28,6 +28,9 @@ FIRST_HEADS = 2
 """Jobs read of each queue at a wake-up, which mostly frees one slot: one to take it, one to be held."""
 MORE_HEADS = 8
 """Jobs read of each queue while more fit. Reading 8 of 60 queues takes twice as long as all the rest."""
+FIRST_LEASE_S = 3.0
+"""For the api of an attached job to accept it (architecture, "The OpenAI path")."""
+_ENDED_BY_CLAIM = frozenset({ClaimOutcome.EXPIRED, ClaimOutcome.ABANDONED})
 _AWAY_S = 0.25
 _COLLISION_S = 0.02
 _RETRY_LEAST_S = 0.02
@@ -93,7 +96,7 @@ class Scheduler:
 
     async def _pass(self, heads: int) -> _Drained:
         """Look at every queue once."""
-        if self._room <= 0:
+        if self._stopping:
             return _Drained.WAITS
         view = await self._fleet.view(heads=heads)
         if not view.targets:
@@ -104,11 +107,11 @@ class Scheduler:
         targets = random.sample(view.targets, len(view.targets))
         return max([await self._drain(target, round_) for target in targets])
 
-    @property
-    def _room(self) -> int:
+    def _may_take(self, head: Head) -> bool:
         if self._stopping:
-            return 0
-        return self._settings.router.max_in_flight - self._dispatcher.running
+            return False
+        # What an api runs itself takes nothing of ours.
+        return bool(_holder(head)) or self._dispatcher.running < self._settings.router.max_in_flight
 
     async def _drain(self, target: TargetView, round_: _Round) -> _Drained:
         """Take jobs from one queue until its head has to wait or all that the view showed are through."""
@@ -118,7 +121,7 @@ class Scheduler:
             return _Drained.STALE
         drained = _Drained.STALE
         for head in target.heads:
-            placed = _Drained.WAITS if self._room <= 0 else await self._place(head, target, round_)
+            placed = await self._place(head, target, round_) if self._may_take(head) else _Drained.WAITS
             if placed is _Drained.WAITS:
                 return placed
             drained = max(drained, placed)
@@ -135,24 +138,42 @@ class Scheduler:
             if decision.action is Action.HOLD or model is None:
                 await self._hold(head, target, decision, request, round_)
                 return _Drained.WAITS
-            claimed = await self._claim(head, decision, model, request, round_.snapshot)
+            claimed = await self._claim(head, decision, model, request, round_)
             if claimed.outcome is ClaimOutcome.CLAIMED:
                 self._start(head, claimed, decision, model, round_)
                 return _Drained.MORE
             if claimed.outcome is ClaimOutcome.GONE:
                 return _Drained.STALE
-            if claimed.outcome is ClaimOutcome.EXPIRED:
+            if claimed.outcome in _ENDED_BY_CLAIM:
                 return _Drained.MORE
+            if claimed.outcome is ClaimOutcome.AWAY:
+                self._wake.ring(_AWAY_S)
+                return _Drained.WAITS
             # Another router was faster, or a level moved: this picture of the model is out of date.
             round_.set_busy(model)
             self._wake.ring(random.uniform(_COLLISION_S / 4, _COLLISION_S))
 
     async def _claim(
-        self, head: Head, decision: Decision, model: Model, request: Request, snapshot: Snapshot
+        self, head: Head, decision: Decision, model: Model, request: Request, round_: _Round
     ) -> Claimed:
-        lease_ms = round(self._settings.router.lease_s * 1000)
-        nonce = secrets.token_hex(8)
-        order = claim_order(head.job_id, nonce, self._router, lease_ms, decision, model, snapshot, request)
+        lease_s, grant = self._settings.router.lease_s, None
+        if _holder(head):
+            lease_s = min(lease_s, FIRST_LEASE_S)
+            grant = {"tries": head.fields.get("tries", "0")}
+            api_key_env = round_.api_key_envs.get(model.name)
+            if api_key_env:
+                grant["api_key_env"] = api_key_env
+        order = claim_order(
+            head.job_id,
+            secrets.token_hex(8),
+            self._router,
+            round(lease_s * 1000),
+            decision,
+            model,
+            round_.snapshot,
+            request,
+            grant,
+        )
         return await self._jobs.claim(order)
 
     def _start(self, head: Head, claimed: Claimed, decision: Decision, model: Model, round_: _Round) -> None:
@@ -166,6 +187,8 @@ class Scheduler:
             ",".join(model.gpus) or "unknown",
             decision.reason,
         )
+        if _holder(head):
+            return
         self._dispatcher.start(
             Attempt(
                 job_id=head.job_id,
@@ -201,6 +224,11 @@ class Scheduler:
                 target.waiting,
                 decision.reason,
             )
+
+
+def _holder(head: Head) -> str:
+    """The api on whose connection the client of an attached job waits, empty for a job of our own."""
+    return head.fields.get("attached_to", "")
 
 
 class _Round:

@@ -109,7 +109,13 @@ class JobStore:
         return RejectOutcome(await self._run("reject", verdict_order(job_id, code, reason, decision)))
 
     async def renew(self, job_id: str, attempt: int, lease_ms: int) -> RenewOutcome:
-        return RenewOutcome(await self._run("renew", job_id, attempt, lease_ms))
+        """Keep the lease of one attempt for ``lease_ms`` more."""
+        return (await self.renew_all([(job_id, attempt)], lease_ms))[0]
+
+    async def renew_all(self, attempts: Sequence[tuple[str, int]], lease_ms: int) -> list[RenewOutcome]:
+        """Keep the leases of many attempts ``(job id, attempt)`` at once; an outcome for each."""
+        pairs = [item for pair in attempts for item in pair]
+        return [RenewOutcome(outcome) for outcome in await self._run("renew", lease_ms, *pairs)]
 
     async def finish(
         self,
@@ -150,7 +156,7 @@ class JobStore:
         return CancelOutcome(outcome), state
 
     async def sweep(self, *, grace_ms: int, limit: int = 100) -> list[str]:
-        """Take back jobs whose lease ran out more than ``grace_ms`` ago; their ids."""
+        """Take back jobs whose lease ran out over ``grace_ms`` ago, end those whose api is gone; the ids."""
         return list(await self._run("sweep", grace_ms, limit))
 
     async def promote(self, *, limit: int = 1000) -> tuple[list[str], int | None]:

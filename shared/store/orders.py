@@ -26,6 +26,7 @@ def claim_order(order: ClaimOrder) -> bytes:
             "fields": dict(order.fields),
             "decision": list(order.decision),
             "keep_holds": dict.fromkeys(KEPT_HOLD_CODES, True),
+            "grant": list(order.grant),
         }
     )
 
@@ -41,6 +42,8 @@ def job_order(job: NewJob) -> dict[str, Any]:
     }
     if job.caller is not None:
         order["caller"] = job.caller
+    if job.attached_to is not None:
+        order["attached_to"] = job.attached_to
     return order
 
 

@@ -29,6 +29,8 @@ class ClaimOutcome(StrEnum):
     EXPIRED = "EXPIRED"
     BUSY = "BUSY"  # a limit was reached meanwhile
     MOVED = "MOVED"  # a GPU changed its level meanwhile
+    ABANDONED = "ABANDONED"  # ended: the api that held its client is gone
+    AWAY = "AWAY"  # that api was not heard of, but nobody could be: ask again in a moment
 
 
 class HoldOutcome(StrEnum):
@@ -85,7 +87,11 @@ class ModelFailure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A validated job on its way in: flat fields of its hash, and the backend's request as JSON."""
+    """A validated job on its way in: flat fields of its hash, and the backend's request as JSON.
+
+    ``attached_to``: the ``Presence.holder`` of the api on whose connection its client waits; such a job is
+    granted to that api, its ``body`` is not stored, and it never runs without that api.
+    """
 
     id: str
     target: str
@@ -94,6 +100,7 @@ class NewJob:
     fields: Mapping[str, str]
     body: bytes
     caller: str | None = None
+    attached_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,10 @@ class GpuClaim:
 
 @dataclass(frozen=True, slots=True)
 class ClaimOrder:
-    """One decision to be carried out. ``nonce`` makes its replay answer the same attempt."""
+    """One decision to be carried out. ``nonce`` makes its replay answer the same attempt.
+
+    ``grant``: flat fields for the api of an attached job.
+    """
 
     job_id: str
     nonce: str
@@ -125,6 +135,7 @@ class ClaimOrder:
     gpus: tuple[GpuClaim, ...]
     fields: Mapping[str, str]
     decision: tuple[str, ...]
+    grant: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from shared.store.records import FailKind, Failure, StreamEntry
 from shared.store.streams import Intake
 from tests.kit.fault_proxy import Fault, FaultProxy, take_commands
 from tests.kit.store_dump import Dump, violations
-from tests.kit.store_fixture import BOUND, DECISION, LEASE_MS, MODEL, Store, new_job, open_store
+from tests.kit.store_fixture import BOUND, DECISION, HOLDER, LEASE_MS, MODEL, Store, new_job, open_store
 
 _Answer = TypeVar("_Answer")
 
@@ -135,6 +135,30 @@ async def _refused(life: _Life) -> None:
     await _insist(life.store.jobs.trim_requests)
 
 
+async def _attached(life: _Life) -> None:
+    """Granted to its api, which finds one backend dead, gets another, and is asked to stop."""
+    await life.direct.set_holder(alive=True)
+    job = new_job("j1", attached_to=HOLDER)
+    await _insist(lambda: life.store.jobs.submit(job, bound=BOUND))
+    await life.take_in()
+    assert await life.start() == 1
+    dead = Failure(FailKind.RETRY, "connect_refused", "nobody listens")
+    assert await life.fail("j1", 1, dead) == "QUEUED"
+    assert await life.start("j1", "n2") == 2
+    assert await life.renew("j1", 2) == "RENEWED"
+    await _insist(lambda: life.store.jobs.cancel("j1", "no longer needed"))
+    assert await life.fail("j1", 2, Failure(FailKind.CANCELLED, "cancelled", "as asked")) == "CANCELLED"
+
+
+async def _orphaned(life: _Life) -> None:
+    """Its api dies while it runs."""
+    await life.direct.set_holder(alive=True)
+    await _insist(lambda: life.store.jobs.submit(new_job("j1", attached_to=HOLDER), bound=BOUND))
+    await life.start()
+    await life.direct.set_holder(alive=False)
+    await _insist(lambda: life.store.jobs.sweep(grace_ms=0))
+
+
 async def _published(life: _Life) -> None:
     fleet = life.store.fleet
     level = {"pressure": "low", "full": "0", "thermal": "normal"}
@@ -153,6 +177,8 @@ LIVES: Mapping[str, Callable[[_Life], Awaitable[None]]] = {
     "cancelled": _cancelled,
     "lost": _lost,
     "refused": _refused,
+    "attached": _attached,
+    "orphaned": _orphaned,
     "published": _published,
 }
 

@@ -16,9 +16,10 @@ from tests.kit.store_states import START, reach
 
 Expected = tuple[str, str, str]
 """Outcome, state after, and events without their ``job.``, separated by spaces."""
-_READY = ("queued", "retried", "late_queued")
+_READY = ("queued", "retried", "late_queued", "attached", "orphaned")
 _WAITING = (*_READY, "delayed", "due")
-_MINE = ("running", "cancel_requested", "lapsed", "late_running", "overstayed")
+_ATTACHED = ("attached_running", "attached_lapsed", "orphaned_running")
+_MINE = ("running", "cancel_requested", "lapsed", "late_running", "overstayed", *_ATTACHED)
 """States in which attempt 1 runs under nonce ``n1``."""
 
 
@@ -56,7 +57,7 @@ def _fail(kind: FailKind, word: str, ended: Mapping[str, Expected]) -> Transitio
 
 def _requeued(event: str) -> dict[str, Expected]:
     return {
-        **_each(("running", "lapsed"), "QUEUED", "queued", event),
+        **_each(("running", "lapsed", *_ATTACHED), "QUEUED", "queued", event),
         **_each(("late_running", "overstayed"), "EXPIRED", "expired", "expired"),
     }
 
@@ -72,6 +73,8 @@ async def _claim(store: Store, nonce: str) -> object:
 _CLAIM_QUEUED: Mapping[str, Expected] = {
     "queued": ("CLAIMED", "running", "started"),
     "late_queued": ("EXPIRED", "expired", "expired"),
+    "attached": ("CLAIMED", "running", "started"),
+    "orphaned": ("ABANDONED", "failed", "failed"),
 }
 _VERDICT = ("j1", "no_model", "nothing serves it", ("action", "hold"))
 
@@ -103,13 +106,13 @@ TRANSITIONS: dict[str, Transition] = {
         lambda store, _: _claim(store, "n1"),
         "GONE",
         {**_CLAIM_QUEUED, **_each(_MINE, "CLAIMED", "running", "")},
-        {"late_queued": "GONE"},
+        {"late_queued": "GONE", "orphaned": "GONE"},
     ),
     "claim by another": Transition(
         lambda store, _: _claim(store, "n3"),
         "GONE",
         {**_CLAIM_QUEUED, "retried": ("CLAIMED", "running", "started")},
-        {"late_queued": "GONE"},
+        {"late_queued": "GONE", "orphaned": "GONE"},
     ),
     "hold": Transition(
         lambda store, _: store.jobs.hold(*_VERDICT),
@@ -158,8 +161,11 @@ TRANSITIONS: dict[str, Transition] = {
     "sweep": Transition(
         lambda store, _: store.jobs.sweep(grace_ms=10_000),
         "[]",
-        {"lapsed": ("['j1']", "queued", "requeued")},
-        {"lapsed": "[]"},
+        {
+            "lapsed": ("['j1']", "queued", "requeued"),
+            **_each(("attached_lapsed", "orphaned", "orphaned_running"), "['j1']", "failed", "failed"),
+        },
+        dict.fromkeys(("lapsed", "attached_lapsed", "orphaned", "orphaned_running"), "[]"),
     ),
     "promote": Transition(
         lambda store, _: _outcome(store.jobs.promote()),
@@ -202,8 +208,10 @@ async def test_a_transition_does_what_the_table_says_and_its_replay_does_nothing
     # An admit settles its entry in any case; a renewal, alone, moves a lease.
     settled = (store.keys.requests, store.keys.dead) if transition.needs_entry else ()
     leases = (store.keys.static("leases"),) if name == "renew" else ()
+    # A sweep notes when it was: silence tells nothing after a time without any.
+    clock = (store.keys.static("swept"),) if name == "sweep" else ()
     if start not in transition.allowed:
-        assert once.without(*settled) == before.without(*settled)
+        assert once.without(*settled, *clock) == before.without(*settled, *clock)
     if transition.needs_entry:
         assert f"router {entry}" not in once.pending[store.keys.requests]
 
@@ -211,7 +219,7 @@ async def test_a_transition_does_what_the_table_says_and_its_replay_does_nothing
     twice = await store.dump()
 
     assert second == transition.again.get(start, outcome)
-    assert twice.without(*leases) == once.without(*leases)
+    assert twice.without(*leases, *clock) == once.without(*leases, *clock)
 
 
 _SAMPLE = GpuSample(

@@ -110,6 +110,7 @@ def violations(state: Dump, keys: Keys) -> list[str]:
         *_lines(state, keys, jobs),
         *_slots(state, keys, jobs),
         *_bodies(state, keys, jobs),
+        *_attached(state, keys, jobs),
         *_leaks(state, keys, jobs),
         *_history(state, keys, jobs),
     ]
@@ -180,7 +181,7 @@ def _slots(state: Dump, keys: Keys, jobs: _Jobs) -> Iterator[str]:
 
 def _bodies(state: Dump, keys: Keys, jobs: _Jobs) -> Iterator[str]:
     for job, fields in jobs.items():
-        parts = [keys.job(job), keys.request(job)]
+        parts = [keys.job(job)] if fields.get("attached_to") else [keys.job(job), keys.request(job)]
         if fields["state"] == "succeeded":
             parts.append(keys.result(job))
         for name in parts:
@@ -191,12 +192,30 @@ def _bodies(state: Dump, keys: Keys, jobs: _Jobs) -> Iterator[str]:
             yield f"{job} has {fields['tries']} tries in {fields['attempt']} attempts"
 
 
+def _attached(state: Dump, keys: Keys, jobs: _Jobs) -> Iterator[str]:
+    live: dict[str, set[str]] = {}
+    for job, fields in jobs.items():
+        holder = fields.get("attached_to")
+        if holder and fields["state"] in _LIVE:
+            live.setdefault(keys.of("held_by", holder), set()).add(job)
+        if holder and keys.request(job) in state.strings:
+            yield f"the body of {job} is stored: it belongs to its api"
+    found = {name: held for name, held in state.sets.items() if name.startswith(keys.of("held_by", ""))}
+    if found != live:
+        yield f"attached are {found}, of those alive {live}"
+    holders = state.sets.get(keys.static("attached"), frozenset())
+    missing = set(live) - {keys.of("held_by", holder) for holder in holders}
+    if missing:
+        yield f"no sweep looks at {sorted(missing)}"
+
+
 def _leaks(state: Dump, keys: Keys, jobs: _Jobs) -> Iterator[str]:
     allowed = {keys.static(name) for name in STATIC}
     for job, fields in jobs.items():
         if fields["state"] in _LIVE:
             allowed |= {keys.job(job), keys.request(job)}
             allowed |= {keys.ready(fields["target"]), _line_of(keys, fields)}
+            allowed.add(keys.of("held_by", fields.get("attached_to", "")))
     patterns = [re.escape(keys.of(name, "\0")).replace("\0", "[^:]*") for name in PERMANENT - set(STATIC)]
     for name in state.permanent - allowed:
         if not any(re.fullmatch(pattern, name) for pattern in patterns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -30,8 +31,25 @@ from shared.store.streams import Intake, read_range
 from tests.kit.store_dump import Dump, dump, violations
 
 MODEL, GPU = "alpha", "host/0"
+HOLDER = "api-1.5f0c"
+"""The ``Presence.holder`` of an api."""
 LEASE_MS = 30_000
 BOUND = 1000
+GRANT = (
+    *(
+        "model",
+        MODEL,
+        "backend",
+        "llama_cpp",
+        "url",
+        "http://127.0.0.1:1",
+        "upstream_name",
+        MODEL,
+        "gpu",
+        GPU,
+    ),
+    *("code", "best", "reason", "it fits", "tries", "0", "estimated_duration_ms", "250"),
+)
 DECISION = ("action", "dispatch", "code", "best", "reason", "it fits")
 
 
@@ -125,6 +143,21 @@ class Store:
         """Let the delay of a retry be over."""
         assert await self.redis.zadd(self.keys.static("delayed"), {job_id: 1}, xx=True, ch=True) == 1
 
+    async def set_holder(self, *, alive: bool) -> None:
+        """Let the api of ``HOLDER`` have said something just now, or long ago, with all routers at work."""
+        instance, _, boot = HOLDER.rpartition(".")
+        now = await self.now_ms()
+        # Far in the future: a slow machine must not take it for gone.
+        heartbeat = now + 600_000 if alive else now - 600_000
+        entry = json.dumps({"boot": boot, "heartbeat_ms": heartbeat, "service": "api"})
+        await self.redis.hset(self.keys.services, instance, entry)
+        await self.redis.hset(self.keys.static("swept"), "last_ms", str(now + 600_000))
+
+    async def attach(self, job_id: str = "j1", **changes: Any) -> str:
+        """Accept a job whose client waits on a connection of the living ``HOLDER``; its outcome."""
+        await self.set_holder(alive=True)
+        return await self.submit(job_id, attached_to=HOLDER, **changes)
+
     async def forget(self, job_id: str = "j1") -> None:
         """Let the TTL of an ended job be over and its events be trimmed."""
         await self.redis.delete(*(self.keys.of(part, job_id) for part in ("job", "request", "result")))
@@ -171,7 +204,7 @@ def order(
         "decision_model": model,
         "decision_backend": "llama_cpp",
     }
-    return ClaimOrder(job_id, nonce, router, lease_ms, model, limit, gpus, fields, DECISION)
+    return ClaimOrder(job_id, nonce, router, lease_ms, model, limit, gpus, fields, DECISION, GRANT)
 
 
 @asynccontextmanager

@@ -99,6 +99,30 @@ async def _forgotten(store: Store) -> None:
     await store.forget()
 
 
+async def _attached(store: Store) -> None:
+    await store.attach()
+
+
+async def _attached_running(store: Store) -> None:
+    await store.attach()
+    await store.claim()
+
+
+async def _attached_lapsed(store: Store) -> None:
+    await _attached_running(store)
+    await store.lapse_lease()
+
+
+async def _orphaned(store: Store) -> None:
+    await store.attach()
+    await store.set_holder(alive=False)
+
+
+async def _orphaned_running(store: Store) -> None:
+    await _attached_running(store)
+    await store.set_holder(alive=False)
+
+
 START: dict[str, tuple[str, Callable[[Store], Awaitable[None]]]] = {
     "absent": ("absent", _absent),
     "queued": ("queued", _queued),
@@ -112,6 +136,11 @@ START: dict[str, tuple[str, Callable[[Store], Awaitable[None]]]] = {
     "late_queued": ("queued", _late_queued),
     "late_running": ("running", _late_running),
     "overstayed": ("running", _overstayed),
+    "attached": ("queued", _attached),
+    "attached_running": ("running", _attached_running),
+    "attached_lapsed": ("running", _attached_lapsed),
+    "orphaned": ("queued", _orphaned),
+    "orphaned_running": ("running", _orphaned_running),
     "succeeded": ("succeeded", _succeeded),
     "failed": ("failed", _failed),
     "dead": ("dead", _dead),
@@ -122,6 +151,7 @@ START: dict[str, tuple[str, Callable[[Store], Awaitable[None]]]] = {
 """Start state -> the job's state as stored, and how ``j1`` gets there as attempt 1 under nonce ``n1``.
 
 ``running_other``: attempt 2 of another router. ``late``: past its deadline. ``overstayed``: past it by long.
+``attached``: its client waits on a connection of an api, which is gone where it is ``orphaned``.
 ``forgotten``: ended, and kept no longer.
 """
 

@@ -1,7 +1,7 @@
 -- Take a queued job for one model: everything that the decision assumed is checked again here.
 -- ARGV order(JSON): id, nonce, router, lease_ms, model, limit, gpus [{id, limit, level_seq}], fields (job hash),
--- decision (flat list for orch:decisions), keep_holds {code = true}.
--- Returns {CLAIMED, attempt, deadline_ms, body} or {GONE|EXPIRED|BUSY|MOVED}.
+-- decision (flat list for orch:decisions), keep_holds {code = true}, grant (flat list for the api of an attached job).
+-- Returns {CLAIMED, attempt, deadline_ms, body} or {GONE|EXPIRED|BUSY|MOVED|ABANDONED|AWAY}.
 local o = cjson.decode(ARGV[1])
 local job = load_job(o.id)
 if not job then return {'GONE'} end
@@ -16,6 +16,12 @@ if tonumber(job.deadline_ms) <= NOW then
   end_job(o.id, job, STATE.expired, {error_type = 'deadline', error_detail = 'its deadline passed in the queue'},
     {'reason', 'its deadline passed in the queue'})
   return {'EXPIRED'}
+end
+local holder = attached_to(job)
+if holder and not holder_alive(holder) then
+  if not silence_counts() then return {'AWAY'} end
+  abandon(o.id, job)
+  return {'ABANDONED'}
 end
 local model = record(redis.call('HGETALL', key('model', o.model)))
 local in_flight = tonumber(model.in_flight or '0')
@@ -60,4 +66,8 @@ emit(EVENT.started, o.id, STATE.running, attempt,
   {'model', o.model, 'backend', fields.decision_backend or '', 'gpu', fields.slot_gpus, 'router', o.router,
    'reason', fields.decision_reason or ''})
 xadd('decisions', 'decision', {'job_id', o.id, 'target', job.target, 'attempt', int(attempt)}, o.decision)
+if holder then
+  job.attempt = attempt
+  tell_holder('job.granted', o.id, job, o.grant)
+end
 return {'CLAIMED', int(attempt), job.deadline_ms, redis.call('GET', key('request', o.id)) or ''}

@@ -106,6 +106,39 @@ local function dequeue(id, job, taken)
   end
 end
 
+-- Attached jobs (architecture, "The OpenAI path"): their client waits on a connection of the api `attached_to`, an
+-- instance and its boot. Without that api such a job is nobody's.
+local HOLDER_SILENT_MS = 3500 -- three heartbeats of one second, and a little
+local SWEEPS_STOOD_STILL_MS = 2500
+local GRANTS_KEPT_MS = 60000
+
+local function attached_to(job)
+  return job.attached_to and job.attached_to ~= '' and job.attached_to or nil
+end
+
+local function holder_alive(holder)
+  local instance, boot = string.match(holder, '^(.*)%.([^.]*)$')
+  local known = instance and redis.call('HGET', K.services, instance)
+  if not known then return false end
+  local read, entry = pcall(cjson.decode, known)
+  return read and type(entry) == 'table' and entry.boot == boot
+    and (tonumber(entry.heartbeat_ms) or 0) + HOLDER_SILENT_MS > NOW
+end
+
+-- Whether silence tells anything now: while Redis or all routers stood still, nobody's heartbeat could be seen.
+local function silence_counts()
+  local swept = redis.call('HMGET', K.swept, 'last_ms', 'amnesty_until_ms')
+  return swept[1] and NOW - tonumber(swept[1]) <= SWEEPS_STOOD_STILL_MS and NOW >= tonumber(swept[2] or '0')
+end
+
+-- Tell the api that holds a job's client what became of it.
+local function tell_holder(kind, id, job, fields)
+  local name = key('grants', job.attached_to)
+  redis.call('XADD', name, 'MAXLEN', '~', 10000, '*', 'v', '1', 'type', kind, 'job_id', id,
+    'attempt', int(job.attempt), 'ts_ms', int(NOW), unpack(fields))
+  redis.call('PEXPIRE', name, GRANTS_KEPT_MS)
+end
+
 local function queued_count()
   return redis.call('ZCARD', K.live) - redis.call('ZCARD', K.leases)
 end
@@ -168,6 +201,21 @@ local function end_job(id, job, state, fields, event_fields)
     xadd('dead', 'job.dead', {'job_id', id, 'reason', fields.error_detail or ''}, {'error_type', fields.error_type or ''})
   end
   emit('job.' .. state, id, state, job.attempt, event_fields)
+  if not attached_to(job) then return end
+  redis.call('SREM', key('held_by', job.attached_to), id)
+  if not job.ended_by_holder then
+    tell_holder('job.' .. state, id, job,
+      {'state', state, 'error_type', fields.error_type or '', 'error_detail', fields.error_detail or ''})
+  end
+end
+
+local CLIENT_GONE = 'client_gone'
+
+-- Its client went with its api: never run, nor run again.
+local function abandon(id, job)
+  local detail = 'the api that held its client is gone: ' .. job.attached_to
+  end_job(id, job, STATE.failed, {error_type = CLIENT_GONE, error_detail = detail},
+    {'error_type', CLIENT_GONE, 'reason', detail})
 end
 
 -- Back into the queue with the place that its submission earned and the turn that it had; `due` > 0 delays it.

@@ -1,12 +1,13 @@
--- Included by submit and admit: write one accepted job. `o` has id, target, caller, boost_ms, deadline_in_ms and the
--- flat `fields`; `body` is the request as the backend will get it.
+-- Included by submit and admit: write one accepted job. `o` has id, target, caller, boost_ms, deadline_in_ms,
+-- attached_to and the flat `fields`; `body` is the request as the backend will get it. That of an attached job stays
+-- in its api.
 
 -- Redis keeps what a script wrote before an error: whatever could fail below is looked at first.
 local function check_writable(o)
   if not (RETENTION_MS >= 1 and RETENTION_MS < 2 ^ 53) then error({err = 'ERR jobs.retention_s is out of range'}) end
   local kinds = {
     [K.live] = 'zset', [K.index] = 'zset', [K.targets] = 'set', [K.events] = 'stream', [K.requests] = 'stream',
-    [key('ready', o.target)] = 'zset', [line_of(o.target, o.caller)] = 'zset',
+    [key('ready', o.target)] = 'zset', [line_of(o.target, o.caller)] = 'zset', [K.attached] = 'set',
   }
   for name, kind in pairs(kinds) do
     local found = redis.call('TYPE', name).ok
@@ -30,7 +31,13 @@ local function create_job(o, body)
   fields.deadline_ms = deadline
   fields.attempt = '0'
   fields.tries = '0'
-  redis.call('SET', key('request', o.id), body)
+  if attached_to(o) then
+    fields.attached_to = o.attached_to
+    redis.call('SADD', K.attached, o.attached_to)
+    redis.call('SADD', key('held_by', o.attached_to), o.id)
+  else
+    redis.call('SET', key('request', o.id), body)
+  end
   redis.call('ZADD', K.live, deadline, o.id)
   enqueue(o.id, fields)
   redis.call('ZADD', K.index, exact(NOW_EXACT), o.id)

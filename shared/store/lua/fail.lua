@@ -36,6 +36,7 @@ fields.settled_as = string.upper(state)
 local event_fields = {'model', model, 'router', job.router, 'error_type', o.error_type, 'reason', o.detail,
   'tries', int(tries), 'charged', int(o.charge)}
 if state ~= STATE.queued then
+  job.ended_by_holder = true
   end_job(o.id, job, state, fields, event_fields)
   return fields.settled_as
 end

@@ -5,6 +5,7 @@ local job = load_job(o.id)
 if not job or job.attempt ~= o.attempt then return 'STALE' end
 if job.state == STATE.succeeded then return 'FINISHED' end
 if job.state ~= STATE.running then return 'STALE' end
+job.ended_by_holder = true
 redis.call('SET', key('result', o.id), ARGV[2])
 model_succeeded(job.decision_model, o.learned)
 end_job(o.id, job, STATE.succeeded, o.fields,

@@ -1,29 +1,69 @@
--- Take back jobs whose lease ran out more than the grace ago. ARGV grace_ms, limit. Returns the ids.
-local late = redis.call('ZRANGE', K.leases, '-inf', int(NOW - tonumber(ARGV[1])), 'BYSCORE', 'LIMIT', 0, ARGV[2])
-for _, id in ipairs(late) do
+-- Take back jobs whose lease ran out more than the grace ago, and end those whose api is gone.
+-- ARGV grace_ms, limit. Returns the ids of both.
+local grace, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
+
+local function take_back(id, job)
+  local tries = job.tries + 1
+  local detail = 'router ' .. job.router .. ' stopped renewing its lease'
+  local fields = {tries = int(tries), error_type = 'lease_lost', error_detail = detail}
+  local event_fields = {'reason', detail, 'router', job.router, 'tries', int(tries), 'charged', '1'}
+  local state = nil
+  if job.cancel_requested_ms then
+    state = STATE.cancelled
+  elseif tonumber(job.deadline_ms) <= NOW then
+    state = STATE.expired
+  elseif tries >= tonumber(job.max_attempts) then
+    state = STATE.dead
+  end
+  if state then
+    end_job(id, job, state, fields, event_fields)
+  else
+    requeue(id, job, EVENT.requeued, fields, 0, event_fields)
+  end
+end
+
+local swept = redis.call('ZRANGE', K.leases, '-inf', int(NOW - grace), 'BYSCORE', 'LIMIT', 0, limit)
+for _, id in ipairs(swept) do
   local job = load_job(id)
   if not job then
     forget(id)
   elseif job.state ~= STATE.running then
     redis.call('ZREM', K.leases, id)
+  elseif attached_to(job) then
+    local detail = 'api ' .. job.attached_to .. ' stopped renewing its lease'
+    end_job(id, job, STATE.failed, {error_type = 'lease_lost', error_detail = detail},
+      {'error_type', 'lease_lost', 'reason', detail})
   else
-    local tries = job.tries + 1
-    local detail = 'router ' .. job.router .. ' stopped renewing its lease'
-    local fields = {tries = int(tries), error_type = 'lease_lost', error_detail = detail}
-    local event_fields = {'reason', detail, 'router', job.router, 'tries', int(tries), 'charged', '1'}
-    local state = nil
-    if job.cancel_requested_ms then
-      state = STATE.cancelled
-    elseif tonumber(job.deadline_ms) <= NOW then
-      state = STATE.expired
-    elseif tries >= tonumber(job.max_attempts) then
-      state = STATE.dead
-    end
-    if state then
-      end_job(id, job, state, fields, event_fields)
-    else
-      requeue(id, job, EVENT.requeued, fields, 0, event_fields)
-    end
+    take_back(id, job)
   end
 end
-return late
+
+local function end_jobs_of(holder)
+  local held = key('held_by', holder)
+  for _, id in ipairs(redis.call('SRANDMEMBER', held, limit - #swept)) do
+    local job = load_job(id)
+    if job and (job.state == STATE.queued or job.state == STATE.running) then
+      abandon(id, job)
+      swept[#swept + 1] = id
+    else
+      if not job then forget(id) end
+      redis.call('SREM', held, id)
+    end
+  end
+  if redis.call('EXISTS', held) == 0 then redis.call('SREM', K.attached, holder) end
+end
+
+local holders = redis.call('SMEMBERS', K.attached)
+if silence_counts() then
+  for _, holder in ipairs(holders) do
+    if #swept < limit and not holder_alive(holder) then end_jobs_of(holder) end
+  end
+elseif #holders > 0 then
+  -- Heartbeats may be old because nobody could write them: everybody gets time for the next.
+  local last = tonumber(redis.call('HGET', K.swept, 'last_ms') or '0')
+  if NOW - last > SWEEPS_STOOD_STILL_MS then
+    redis.call('HSET', K.swept, 'amnesty_until_ms', int(NOW + HOLDER_SILENT_MS))
+  end
+end
+redis.call('HSET', K.swept, 'last_ms', int(NOW))
+return swept
