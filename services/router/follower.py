@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 
 from loguru import logger
 
@@ -16,6 +17,7 @@ from shared.store.records import StreamEntry
 from shared.store.streams import Follower
 
 _AWAY_S = 0.5
+_GATHER_S = 0.003
 _SAMPLE_S = 0.05
 """Samples come from many GPUs and backends at once: one pass is enough for all of them."""
 _FREED_MOST_S = 0.02
@@ -43,6 +45,8 @@ class Following:
                 while True:
                     for stream, entry in await self._follower.read():
                         self._heed(stream, entry)
+                    # A job writes several events at once: read them together.
+                    await asyncio.sleep(_GATHER_S)
             except StoreUnavailable as error:
                 logger.debug("following waits for Redis: {}", error)
                 await asyncio.sleep(_AWAY_S)
@@ -55,8 +59,15 @@ class Following:
         kind = entry.fields.get("type")
         if kind == JobEvent.CANCEL_REQUESTED:
             self._dispatcher.check_lease(entry.fields.get("job_id", ""))
-        elif kind in _FREEING and entry.fields.get("router") != self._router:
+        elif kind in _FREEING:
+            self._heed_freed(entry.fields)
+
+    def _heed_freed(self, fields: Mapping[str, str]) -> None:
+        if fields.get("router") != self._router:
             self._wake.ring(random.uniform(0.0, _FREED_MOST_S))
+        elif "attached_to" in fields:
+            # What our own dispatcher ends wakes us by itself; what an api ends for us does not.
+            self._wake.ring()
 
 
 def positions(keys: Keys) -> dict[str, str]:

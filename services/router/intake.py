@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from loguru import logger
 
@@ -23,6 +24,7 @@ _RECLAIM_IDLE_MS = 10_000
 """An entry is settled within milliseconds of its delivery: after this long its reader is gone."""
 _FORGET_IDLE_MS = 3_600_000
 _AWAY_S = 0.5
+_GATHER_S = 0.02
 REQUEST_TYPE = "job.request"
 
 
@@ -38,9 +40,16 @@ class IntakeLoop:
         self._settings = settings
         self._wake = wake
         self._reclaim_at = 0.0
+        self._accepted: list[StreamEntry] = []
+        self._arrived = asyncio.Event()
 
     async def run(self) -> None:
         """Read until cancelled; Redis being away is waited out and leaves nothing behind unread."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._acknowledge())
+            group.create_task(self._read())
+
+    async def _read(self) -> None:
         while True:
             try:
                 await self._start()
@@ -73,13 +82,38 @@ class IntakeLoop:
             return
         # What an api submitted waits in its queue already: it may be dispatched before its entry is acked.
         self._wake()
-        accepted = [entry for entry in entries if "job_id" in entry.fields]
-        await asyncio.gather(*(self._settle_accepted(entry) for entry in accepted))
+        self._accepted += [entry for entry in entries if "job_id" in entry.fields]
+        self._arrived.set()
         for entry in entries:
             if "job_id" not in entry.fields:
                 await self._settle_foreign(entry)
 
-    async def _settle_accepted(self, entry: StreamEntry) -> None:
+    async def _acknowledge(self) -> None:
+        """Ack what was accepted, many at a time: nobody waits for it, and unacked entries are read again."""
+        try:
+            while True:
+                await self._arrived.wait()
+                await asyncio.sleep(_GATHER_S)
+                self._arrived.clear()
+                try:
+                    await self._settle_accepted()
+                except StoreUnavailable as error:
+                    logger.debug("acks wait for Redis: {}", error)
+                    self._arrived.set()
+                    await asyncio.sleep(_AWAY_S)
+        finally:
+            with suppress(StoreUnavailable):
+                await self._settle_accepted()
+
+    async def _settle_accepted(self) -> None:
+        while batch := {entry.id: entry for entry in self._accepted[:_BATCH]}:
+            pairs = [(entry.id, entry.fields["job_id"]) for entry in batch.values()]
+            for unknown in await self._jobs.acknowledge(pairs):
+                await self._settle_unknown(batch[unknown])
+            # Only now: had Redis failed, they would have to be acked again.
+            self._accepted = [entry for entry in self._accepted if entry.id not in batch]
+
+    async def _settle_unknown(self, entry: StreamEntry) -> None:
         fields = entry.fields
         outcome, reason = await self._jobs.admit_known(entry.id, fields["job_id"], raw_fields(fields))
         if outcome is AdmitOutcome.DEAD:

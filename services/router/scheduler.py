@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 import secrets
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from loguru import logger
@@ -22,7 +22,7 @@ from shared.snapshots import request_of, snapshot_of
 from shared.states import Action, JobState
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore
-from shared.store.records import Claimed, ClaimOutcome, Head, RejectOutcome, TargetView, View
+from shared.store.records import Claimed, ClaimOrder, ClaimOutcome, Head, RejectOutcome, TargetView, View
 
 FIRST_HEADS = 2
 """Jobs read of each queue at a wake-up, which mostly frees one slot: one to take it, one to be held."""
@@ -107,11 +107,12 @@ class Scheduler:
         targets = random.sample(view.targets, len(view.targets))
         return max([await self._drain(target, round_) for target in targets])
 
-    def _may_take(self, head: Head) -> bool:
+    def _may_take(self, head: Head, planned: int) -> bool:
+        """Whether we may run one more beside what runs here and ``planned`` more."""
         if self._stopping:
             return False
         # What an api runs itself takes nothing of ours.
-        return bool(_holder(head)) or self._dispatcher.running < self._settings.router.max_in_flight
+        return bool(_holder(head)) or self._dispatcher.running + planned < self._settings.router.max_in_flight
 
     async def _drain(self, target: TargetView, round_: _Round) -> _Drained:
         """Take jobs from one queue until its head has to wait or all that the view showed are through."""
@@ -119,43 +120,73 @@ class Scheduler:
             lost = await self._jobs.mend_queue(target.target)
             logger.warning("queue {} held jobs that exist no longer, dropped: {}", target.target, lost)
             return _Drained.STALE
-        drained = _Drained.STALE
-        for head in target.heads:
-            placed = await self._place(head, target, round_) if self._may_take(head) else _Drained.WAITS
+        drained, left = _Drained.STALE, list(target.heads)
+        while left:
+            plans, verdict = self._plans(left, round_)
+            if plans:
+                placed, settled = await self._carry_out(plans, round_)
+            elif verdict is not None:
+                placed, settled = await self._turn_away(left[0], verdict, target, round_), 1
+            else:
+                return _Drained.WAITS
             if placed is _Drained.WAITS:
                 return placed
-            drained = max(drained, placed)
+            drained, left = max(drained, placed), left[settled:]
         return drained if target.waiting > len(target.heads) else _Drained.WAITS
 
-    async def _place(self, head: Head, target: TargetView, round_: _Round) -> _Drained:
-        """Decide on one job and carry it out; ``WAITS`` if it has to wait, and with it its queue."""
-        request = request_of(head, round_.view.now_ms)
-        while True:
-            decision = decide(round_.snapshot, request)
+    def _plans(self, heads: Sequence[Head], round_: _Round) -> tuple[list[_Plan], _Verdict | None]:
+        """Claims for the first of these jobs, as many in a row as fit together; why the next one can't go."""
+        plans: list[_Plan] = []
+        snapshot = round_.snapshot
+        for head in heads:
+            ours = sum(1 for plan in plans if not _holder(plan.head))
+            if not self._may_take(head, ours):
+                break
+            request = request_of(head, round_.view.now_ms)
+            decision = decide(snapshot, request)
             model = decision.model
-            if decision.action is Action.REJECT:
-                return await self._reject(head, decision, request, round_)
-            if decision.action is Action.HOLD or model is None:
-                await self._hold(head, target, decision, request, round_)
-                return _Drained.WAITS
-            claimed = await self._claim(head, decision, model, request, round_)
-            if claimed.outcome is ClaimOutcome.CLAIMED:
-                self._start(head, claimed, decision, model, round_)
-                return _Drained.MORE
-            if claimed.outcome is ClaimOutcome.GONE:
-                return _Drained.STALE
-            if claimed.outcome in _ENDED_BY_CLAIM:
-                return _Drained.MORE
-            if claimed.outcome is ClaimOutcome.AWAY:
-                self._wake.ring(_AWAY_S)
-                return _Drained.WAITS
-            # Another router was faster, or a level moved: this picture of the model is out of date.
-            round_.set_busy(model)
-            self._wake.ring(random.uniform(_COLLISION_S / 4, _COLLISION_S))
+            if decision.action is not Action.DISPATCH or model is None:
+                return plans, _Verdict(decision, request)
+            order = self._order(head, decision, model, snapshot, request, round_)
+            plans.append(_Plan(head, decision, model, order))
+            snapshot = with_slot(snapshot, model)
+        return plans, None
 
-    async def _claim(
-        self, head: Head, decision: Decision, model: Model, request: Request, round_: _Round
-    ) -> Claimed:
+    async def _carry_out(self, plans: Sequence[_Plan], round_: _Round) -> tuple[_Drained, int]:
+        """Claim them in one step; what came of it, and how many of the jobs are settled."""
+        drained = _Drained.STALE
+        for at, claimed in enumerate(await self._jobs.claim_all([plan.order for plan in plans])):
+            plan = plans[at]
+            if claimed.outcome is ClaimOutcome.CLAIMED:
+                self._start(plan.head, claimed, plan.decision, plan.model, round_)
+                drained = _Drained.MORE
+            elif claimed.outcome in _ENDED_BY_CLAIM:
+                drained = _Drained.MORE
+            elif claimed.outcome is ClaimOutcome.AWAY:
+                self._wake.ring(_AWAY_S)
+                return _Drained.WAITS, at
+            elif claimed.outcome is not ClaimOutcome.GONE:
+                # Another router was faster, or a level moved: this picture of the model is out of date.
+                round_.set_busy(plan.model)
+                self._wake.ring(random.uniform(_COLLISION_S / 4, _COLLISION_S))
+                return drained, at
+        return drained, len(plans)
+
+    async def _turn_away(self, head: Head, verdict: _Verdict, target: TargetView, round_: _Round) -> _Drained:
+        if verdict.decision.action is Action.REJECT:
+            return await self._reject(head, verdict.decision, verdict.request, round_)
+        await self._hold(head, target, verdict.decision, verdict.request, round_)
+        return _Drained.WAITS
+
+    def _order(
+        self,
+        head: Head,
+        decision: Decision,
+        model: Model,
+        snapshot: Snapshot,
+        request: Request,
+        round_: _Round,
+    ) -> ClaimOrder:
         lease_s, grant = self._settings.router.lease_s, None
         if _holder(head):
             lease_s = min(lease_s, FIRST_LEASE_S)
@@ -163,18 +194,10 @@ class Scheduler:
             api_key_env = round_.api_key_envs.get(model.name)
             if api_key_env:
                 grant["api_key_env"] = api_key_env
-        order = claim_order(
-            head.job_id,
-            secrets.token_hex(8),
-            self._router,
-            round(lease_s * 1000),
-            decision,
-            model,
-            round_.snapshot,
-            request,
-            grant,
+        nonce, lease_ms = secrets.token_hex(8), round(lease_s * 1000)
+        return claim_order(
+            head.job_id, nonce, self._router, lease_ms, decision, model, snapshot, request, grant
         )
-        return await self._jobs.claim(order)
 
     def _start(self, head: Head, claimed: Claimed, decision: Decision, model: Model, round_: _Round) -> None:
         round_.take_slot(model)
@@ -226,6 +249,34 @@ class Scheduler:
             )
 
 
+def with_slot(snapshot: Snapshot, model: Model) -> Snapshot:
+    """The same moment with one more request in flight on ``model``."""
+    now = snapshot.models[model.name]
+    gpus = dict(snapshot.gpus)
+    for gpu in now.gpus:
+        gpus[gpu] = replace(gpus[gpu], in_flight=gpus[gpu].in_flight + 1)
+    models = {**snapshot.models, model.name: replace(now, in_flight=now.in_flight + 1)}
+    return replace(snapshot, models=models, gpus=gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One job's decision, and the claim that carries it out."""
+
+    head: Head
+    decision: Decision
+    model: Model
+    order: ClaimOrder
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """Why a job can't go now, or never."""
+
+    decision: Decision
+    request: Request
+
+
 def _holder(head: Head) -> str:
     """The api on whose connection the client of an attached job waits, empty for a job of our own."""
     return head.fields.get("attached_to", "")
@@ -240,12 +291,7 @@ class _Round:
         self.api_key_envs = api_key_envs
 
     def take_slot(self, model: Model) -> None:
-        now = self.snapshot.models[model.name]
-        gpus = dict(self.snapshot.gpus)
-        for gpu in now.gpus:
-            gpus[gpu] = replace(gpus[gpu], in_flight=gpus[gpu].in_flight + 1)
-        models = {**self.snapshot.models, model.name: replace(now, in_flight=now.in_flight + 1)}
-        self.snapshot = replace(self.snapshot, models=models, gpus=gpus)
+        self.snapshot = with_slot(self.snapshot, model)
 
     def set_busy(self, model: Model) -> None:
         self.snapshot = replace(self.snapshot, busy=self.snapshot.busy | {model.name})

@@ -77,6 +77,11 @@ class JobStore:
                 return Submitted(SubmitOutcome(outcome), job_id, float(rate))
         raise StoreUnavailable("it took too long to accept the job: nothing was accepted")
 
+    async def acknowledge(self, entries: Sequence[tuple[str, str]]) -> list[str]:
+        """Ack intake entries ``(entry, job id)`` of accepted jobs; answers with those of unknown jobs."""
+        pairs = [item for pair in entries for item in pair]
+        return list(await self._run("acknowledge", ROUTER_GROUP, *pairs))
+
     async def admit_known(self, entry_id: str, job_id: str, raw: str = "") -> tuple[AdmitOutcome, str]:
         """Ack the intake entry of a job that ``submit`` accepted; an unknown one goes to the dead letters."""
         return await self._admit({"entry": entry_id, "job_id": job_id, "raw": raw}, b"")
@@ -94,11 +99,11 @@ class JobStore:
 
     async def claim(self, order: ClaimOrder) -> Claimed:
         """Start an attempt if everything that the decision assumed still holds."""
-        reply = await self._run("claim", claim_order(order))
-        outcome = ClaimOutcome(reply[0])
-        if outcome is not ClaimOutcome.CLAIMED:
-            return Claimed(outcome)
-        return Claimed(outcome, int(reply[1]), int(reply[2]), reply[3])
+        return (await self.claim_all([order]))[0]
+
+    async def claim_all(self, orders: Sequence[ClaimOrder]) -> list[Claimed]:
+        """``claim`` for several jobs in order; what stands behind a refused one in its queue is skipped."""
+        return [_claimed(reply) for reply in await self._run("claim", *map(claim_order, orders))]
 
     async def hold(self, job_id: str, code: str, reason: str, decision: Sequence[str]) -> HoldOutcome:
         """Say why the head of a queue waits; written only when the code differs from the last one."""
@@ -262,6 +267,13 @@ class JobStore:
 def raw_fields(fields: Mapping[str, str]) -> str:
     """The fields of an entry as JSON for the dead letters, long values cut with their length said."""
     return json.dumps({name[:200]: _capped(value) for name, value in list(fields.items())[:100]})
+
+
+def _claimed(reply: Sequence[Any]) -> Claimed:
+    outcome = ClaimOutcome(reply[0])
+    if outcome is not ClaimOutcome.CLAIMED:
+        return Claimed(outcome)
+    return Claimed(outcome, int(reply[1]), int(reply[2]), reply[3])
 
 
 def _is_id(job_id: str) -> bool:

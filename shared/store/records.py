@@ -30,6 +30,7 @@ class ClaimOutcome(StrEnum):
     BUSY = "BUSY"  # a limit was reached meanwhile
     MOVED = "MOVED"  # a GPU changed its level meanwhile
     ABANDONED = "ABANDONED"  # ended: the api that held its client is gone
+    SKIPPED = "SKIPPED"  # one ahead of it in its queue was refused in the same call
     AWAY = "AWAY"  # that api was not heard of, but nobody could be: ask again in a moment
 
 

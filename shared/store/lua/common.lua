@@ -131,6 +131,12 @@ local function silence_counts()
   return swept[1] and NOW - tonumber(swept[1]) <= SWEEPS_STOOD_STILL_MS and NOW >= tonumber(swept[2] or '0')
 end
 
+local function note_holder(event_fields, job)
+  if not attached_to(job) then return end
+  event_fields[#event_fields + 1] = 'attached_to'
+  event_fields[#event_fields + 1] = job.attached_to
+end
+
 -- Tell the api that holds a job's client what became of it.
 local function tell_holder(kind, id, job, fields)
   local name = key('grants', job.attached_to)
@@ -200,6 +206,7 @@ local function end_job(id, job, state, fields, event_fields)
   if state == STATE.dead then
     xadd('dead', 'job.dead', {'job_id', id, 'reason', fields.error_detail or ''}, {'error_type', fields.error_type or ''})
   end
+  note_holder(event_fields, job)
   emit('job.' .. state, id, state, job.attempt, event_fields)
   if not attached_to(job) then return end
   redis.call('SREM', key('held_by', job.attached_to), id)
@@ -229,6 +236,7 @@ local function requeue(id, job, event, fields, due, event_fields)
   else
     enqueue(id, job)
   end
+  note_holder(event_fields, job)
   emit(event, id, STATE.queued, job.attempt, event_fields)
 end
 
