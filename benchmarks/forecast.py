@@ -26,6 +26,9 @@ _LINE_H = 2
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "traces"
 _RATES = "servegen_rate_10min.csv"
 _TELEMETRY = "vllm_24gib_gpu_telemetry_2hz.csv"
+_TELEMETRY_SCALES_MIN = (1, 5, 10)
+LEAST_COVERED, MOST_COVERED = 0.85, 0.95
+"""What an interval for ``LEVEL`` is held to."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Score:
-    """Absolute errors of every method at the same origins, and how many intervals held the truth."""
+    """Absolute errors of every method at the same origins, and how many intervals held the truth.
+
+    ``covered`` counts truths on the edge of an interval as held, ``inside`` doesn't, but for 0, where all
+    intervals end. They differ where values repeat exactly: the interval of a card that stands still has no
+    width, and holds what mostly comes.
+    """
 
     case: str
     hours: float
@@ -49,6 +57,19 @@ class Score:
     seasonal: Series
     line: Series
     covered: float
+    inside: float
+
+    def calibrated(self) -> bool:
+        """Whether the promised share lies between ``inside`` and ``covered``, give or take five points.
+
+        Without repeated values both are the same. With them, no interval around the last value covers less
+        than the share of truths that equal it, and nine tenths can lie in between only.
+        """
+        return self.covered >= LEAST_COVERED and self.inside <= MOST_COVERED
+
+    def stood_still(self) -> float:
+        """The share of truths that were exactly the last value: an interval without width covers them."""
+        return float(np.mean(self.last == 0.0))
 
     def ratio(self, median: bool = False) -> float:
         """Our error over that of the last value; below 1 is better."""
@@ -73,7 +94,7 @@ def evaluate(case: Case, hours: float, every_min: int) -> Score | None:
     origins = range(first, case.values.size - ahead, max(1, every_min // step))
     if len(origins) < FEWEST_ORIGINS:
         return None
-    rows, covered = [], []
+    rows, held = [], []
     kept = KEPT_DAYS * MINUTES_PER_DAY // step
     for at in origins:
         known, truth = case.values[max(0, at + 1 - kept) : at + 1], float(case.values[at + ahead])
@@ -81,24 +102,33 @@ def evaluate(case: Case, hours: float, every_min: int) -> Score | None:
         if found.mid is None or found.low is None or found.high is None:
             continue
         rounding = 1e-9 * (1 + abs(truth))
-        covered.append(found.low - rounding <= truth <= found.high + rounding)
+        covered = found.low - rounding <= truth <= found.high + rounding
+        above = found.low <= rounding or truth > found.low + rounding
+        held.append((covered, above and truth < found.high - rounding))
         others = (float(known[-1]), _seasonal(known, ahead, step), _line(known, ahead, step))
         rows.append([abs(truth - said) for said in (found.mid, *others)])
     errors = np.array(rows).T
     ours, last, seasonal, line = errors
-    return Score(case.name, hours, ours, last, seasonal, line, float(np.mean(covered)))
+    covering, inside = np.mean(held, axis=0).tolist()
+    return Score(case.name, hours, ours, last, seasonal, line, covering, inside)
 
 
 def traces(folder: Path) -> list[Case]:
-    """ServeGen's rates, and the GPU telemetry read as a sample a minute.
+    """ServeGen's rates, and the GPU telemetry read at three scales.
 
-    The telemetry lasts 37 minutes in all, so that an hour ahead can't be asked of it as it is: its rows
-    (2 Hz, twelve runs one after the other) stand for minutes.
+    The telemetry lasts 37 minutes in all, so that an hour ahead can't be asked of it as it is: each of its
+    rows (2 Hz, twelve runs one after the other) stands for a minute, which gives 75 h. A day ahead needs
+    three days of history and more to be judged by: at 5 minutes a row origins span 12 of its horizons, at
+    10, the step of ServeGen, 27.
     """
     rates, telemetry = _columns(folder / _RATES), _columns(folder / _TELEMETRY)
     found = [Case(name, values, 10) for name, values in rates.items() if name != "t_s"]
     names = ("mem_used_mib", "gpu_util_pct", "gpu_temp_c")
-    return found + [Case(name, telemetry[name], 1, warm_up_h=3.0) for name in names]
+    return found + [
+        Case(f"{name} @ {step} min", telemetry[name], step, warm_up_h=3.0)
+        for step in _TELEMETRY_SCALES_MIN
+        for name in names
+    ]
 
 
 def traces_folder(given: str | None = None) -> Path | None:
@@ -108,7 +138,7 @@ def traces_folder(given: str | None = None) -> Path | None:
 
 
 def generated(seed: int, days: int = 16) -> list[Case]:
-    """Daily seasons, weekends, evenings of gaming, bursts, a walk, noise, and nothing happening."""
+    """Daily seasons, weekends, evenings of gaming, bursts, a walk, noise, nothing happening, and steps."""
     step = 10
     rng = np.random.default_rng(seed)
     size = days * MINUTES_PER_DAY // step
@@ -123,6 +153,8 @@ def generated(seed: int, days: int = 16) -> list[Case]:
         "walk": np.abs(20 + np.cumsum(rng.normal(size=size)) * 0.2),
         "noise": np.maximum(0, 10 + rng.normal(size=size)),
         "flat": np.full(size, 7.0),
+        "steps": _steps(rng, size, step),
+        "card": _card(rng, size, step),
     }
     return [Case(f"{kind} #{seed}", values, step) for kind, values in kinds.items()]
 
@@ -140,8 +172,11 @@ def main() -> None:
         case for seed in ((1,) if given.quick else (1, 2, 3)) for case in generated(seed)
     ]
     print("Errors of the forecast over those of other methods; below 1 is better.\n")
-    print("| series | hours | origins | / last value | its median | / day before | / line 2 h | covered |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("Still: truths that are exactly the last value. Covered: with those on the edge of the interval")
+    print(f"(without them), * where {LEVEL:.0%} isn't between the two, give or take five points.\n")
+    methods = ("/ last value", "its median", "/ day before", "/ line 2 h")
+    columns = ("series", "hours", "origins", *methods, "still", "covered")
+    print(f"| {' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}")
     scores = [score for case in cases for score in _rows(case, given.quick)]
     for hours in HOURS:
         ratios = [score.ratio() for score in scores if score.hours == hours]
@@ -154,7 +189,7 @@ def main() -> None:
 
 def _rows(case: Case, quick: bool) -> Iterator[Score]:
     for hours in HOURS:
-        score = evaluate(case, hours, every_min=240 if quick else 60 if case.step_min > 1 else 10)
+        score = evaluate(case, hours, every_min=240 if quick else 10 * min(case.step_min, 6))
         if score is None:
             continue
         figures = (
@@ -165,7 +200,8 @@ def _rows(case: Case, quick: bool) -> Iterator[Score]:
         )
         shown = " | ".join("-" if math.isnan(figure) else f"{figure:.2f}" for figure in figures)
         print(
-            f"| {case.name} | {hours:g} | {score.ours.size} | {shown} | {100 * score.covered:.1f} % |",
+            f"| {case.name} | {hours:g} | {score.ours.size} | {shown} | {score.stood_still():.1%} "
+            f"| {score.covered:.1%} ({score.inside:.1%}){'' if score.calibrated() else ' *'} |",
             flush=True,
         )
         yield score
@@ -214,6 +250,29 @@ def _bursts(rng: np.random.Generator, size: int, step: int) -> Series:
         if busy:
             found[at : at + length] = rng.uniform(2, 10)
         at, busy = at + length, not busy
+    return found
+
+
+def _steps(rng: np.random.Generator, size: int, step: int) -> Series:
+    """A level that holds for eight hours on average, then any other."""
+    found, at = np.zeros(size), 0
+    while at < size:
+        length = 1 + int(rng.exponential(8 * 60 / step))
+        found[at : at + length] = rng.uniform(500, 24_000)
+        at += length
+    return found
+
+
+def _card(rng: np.random.Generator, size: int, step: int) -> Series:
+    """A vLLM pool: still for five days, then reloaded every eight hours or so, to almost the same size."""
+    found, at = np.full(size, 22_535.0), 5 * MINUTES_PER_DAY // step
+    while at < size:
+        at += 1 + int(rng.exponential(8 * 60 / step))
+        length = 1 + int(rng.exponential(3 * 60 / step))
+        busy = found[at : at + length]
+        busy[:] = rng.uniform(21_000, 24_400, size=busy.size)
+        at += length
+        found[at:] = 22_535 + rng.integers(-40, 41)
     return found
 
 

@@ -191,6 +191,22 @@ def test_intervals_widen_after_misses_and_narrow_again() -> None:
     assert during.half_width > 1.5 * max(before.half_width, after.half_width)
 
 
+def test_after_days_of_exact_forecasts_misses_make_an_interval_within_a_horizon_and_hits_unmake_it() -> None:
+    unknown = np.full(36, np.nan)
+    still, moved = np.zeros(800), np.full(24, 500.0)
+
+    before, soon, later = (
+        past_interval(np.concatenate([*parts, unknown]), 36, 0.9)
+        for parts in ((still,), (still, moved), (still, moved, still))
+    )
+
+    assert before is not None
+    assert soon is not None
+    assert later is not None
+    assert (before.half_width, later.half_width) == (0.0, 0.0)
+    assert 100 < soon.half_width <= 500
+
+
 def test_too_few_errors_make_no_interval() -> None:
     unknown = np.full(100, np.nan)
     unknown[::30] = 1.0
