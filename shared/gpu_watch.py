@@ -202,7 +202,7 @@ class GpuWatch:
         )
         age_s = self._clock() - latest.taken_s
         if age_s > STALE_INTERVALS * self._interval_s:
-            return levels
+            return replace(levels, level_age_ms=1000 * age_s)
         return replace(
             levels,
             effective_utilization=sample.effective_utilization,

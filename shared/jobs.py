@@ -69,7 +69,7 @@ class JobRequest(BaseModel):
         for message in self.messages or ():
             if not isinstance(message.get("role"), str):
                 raise ValueError("messages: every message needs a 'role' such as \"user\"")
-        clash = sorted(_RESERVED_PARAMS & set(self.params or ()))
+        clash = sorted(RESERVED_PARAMS & set(self.params or ()))
         if clash:
             raise ValueError(f"params: {', '.join(clash)} is set by the orchestrator: leave it out")
         return self
@@ -109,7 +109,8 @@ class JobRequest(BaseModel):
         return body
 
 
-_RESERVED_PARAMS = frozenset({"prompt", "messages", "model", "stream", "stream_options", "max_tokens", "n"})
+RESERVED_PARAMS = frozenset({"prompt", "messages", "model", "stream", "stream_options", "max_tokens", "n"})
+"""What ``params`` must not hold: the orchestrator sets it, or has a field for it."""
 
 
 def parse_job(data: Any) -> JobRequest:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
     StringConstraints,
     model_validator,
 )
@@ -42,6 +42,14 @@ def _server_address(url: str) -> str:
     return url
 
 
+def _number(value: Any) -> Any:
+    """JSON knows one kind of number: 8080.0 is 8080."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_WHOLE = BeforeValidator(_number)
+
+
 def _is_ip(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -61,7 +69,7 @@ class Registration(BaseModel):
     name: Name
     backend: BackendType = BackendType.LLAMA_CPP
     vram_gb: Annotated[float, Field(ge=0, le=4096)] | None = None
-    port: Annotated[int, Field(ge=1, le=65535, strict=True)] | None = None
+    port: Annotated[int, Field(ge=1, le=65535, strict=True), _WHOLE] | None = None
     url: (
         Annotated[
             str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$"), AfterValidator(_server_address)
@@ -76,7 +84,11 @@ class Registration(BaseModel):
     context_tokens: Annotated[int, Field(ge=1)] | None = None
     slots: Annotated[int, Field(ge=1, le=1024)] | None = None
     agent_types: tuple[AgentType, ...] = ()
-    gpu: Annotated[str, StringConstraints(min_length=1, max_length=64)] | NonNegativeInt | None = None
+    gpu: (
+        Annotated[str, StringConstraints(min_length=1, max_length=64)]
+        | Annotated[int, Field(ge=0, strict=True), _WHOLE]
+        | None
+    ) = None
     pin: bool = False
     preload: bool = False
     ttl_s: Annotated[float, Field(gt=0)] | None = None

@@ -31,11 +31,16 @@ def rules_of(settings: Settings) -> Rules:
     )
 
 
+def probe_stale_ms(interval_ms: float) -> float:
+    """How old a probe may be and still say something of now, where one is made every so many ms."""
+    return max(_PROBE_STALE_LEAST_MS, _PROBE_STALE_INTERVALS * interval_ms)
+
+
 def snapshot_of(view: View, settings: Settings) -> Snapshot:
     """What is known now; whatever is missing or unreadable stays unknown."""
     gpus = {gpu.id: _gpu(gpu, view.now_ms, settings) for gpu in view.gpus}
     cards = {gpu.id: gpu.sample for gpu in view.gpus}
-    stale_ms = max(_PROBE_STALE_LEAST_MS, _PROBE_STALE_INTERVALS * settings.gpu.interval_s * 1000)
+    stale_ms = probe_stale_ms(settings.gpu.interval_s * 1000)
     host = settings.backends.host
     models = {
         entry.registration.name: _with_history(
@@ -106,6 +111,7 @@ def _gpu(view: GpuView, now_ms: int, settings: Settings) -> Gpu:
         interval_ms=_number(sample, "interval_ms") or settings.gpu.interval_s * 1000,
         reserve_gb=_reserve_gb(settings.gpus, view.id, sample),
         managed_mb=_number(sample, "managed_mb"),
+        level_age_ms=None if (read_ms := _number(level, "read_ms")) is None else max(0.0, now_ms - read_ms),
     )
 
 
@@ -128,6 +134,7 @@ def _model(
     # A probe from long ago says nothing of now; the breaker protects what is tried in spite of it.
     probe = fields if probe_ms is not None and now_ms - probe_ms <= stale_ms else {}
     open_until = _number(fields, "breaker_open_until_ms")
+    unprobed, unprobed_ms = _unprobed(fields, now_ms, stale_ms)
     return Model(
         name=entry.name,
         backend=entry.backend,
@@ -161,7 +168,22 @@ def _model(
         breaker_open_for_ms=0.0 if open_until is None else max(0.0, open_until - now_ms),
         breaker_half_open=open_until is not None and open_until <= now_ms,
         saturated_for_ms=max(0.0, (_number(fields, "saturated_until_ms") or 0.0) - now_ms),
+        host=entry.host,
+        unprobed=unprobed,
+        unprobed_ms=unprobed_ms,
     )
+
+
+def _unprobed(fields: Mapping[str, str], now_ms: int, stale_ms: float) -> tuple[bool, float | None]:
+    """Whether no monitor looks at a model, and for how long none has.
+
+    One that was registered a moment ago gets the time that a probe may be old.
+    """
+    known = [at for name in ("probe_ms", "registered_ms") if (at := _number(fields, name)) is not None]
+    if not known:
+        return True, None
+    since_ms = max(0.0, now_ms - max(known))
+    return since_ms > stale_ms, since_ms if since_ms > stale_ms else None
 
 
 def _with_history(

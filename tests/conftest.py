@@ -5,5 +5,7 @@ pytest_plugins = [
     "tests.kit.vllm_fixtures",
     "tests.kit.redis_fixture",
     "tests.kit.store_fixture",
+    "tests.kit.cli",
+    "tests.kit.cli_stack",
     "tests.kit.api_fixture",  # imports the one above it, which must be registered first
 ]

@@ -18,6 +18,7 @@ from loguru import logger
 from services.api.app import create_app
 from services.api.benchmark import Benchmarks
 from services.api.benchmark_run import Parts
+from services.api.gateway.gateway import Gateway
 from services.api.registry import Registry
 from services.api.state import ApiState
 from services.api.upkeep import Upkeep
@@ -32,6 +33,7 @@ from shared.store.benchmarks import BenchmarkStore
 from shared.store.client import connect_commands, connect_reader, wait_for_server
 from shared.store.control import ControlStore
 from shared.store.fleet import FleetStore
+from shared.store.grants import Grants
 from shared.store.jobs import JobStore
 from shared.store.records import StreamEntry
 from shared.store.streams import Follower, read_range
@@ -109,7 +111,8 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         state, upkeep = compose(settings, stack)
         server = http_server(state)
         async with asyncio.TaskGroup() as group:
-            kept = [group.create_task(state.feed.run()), group.create_task(upkeep.run())]
+            runs = (state.feed.run(), upkeep.run(), state.gateway.run())
+            kept = [group.create_task(run) for run in runs]
             serving = group.create_task(server.serve(sockets=[listener]))
             host, port = listener.getsockname()[:2]
             redis = settings.redis.effective_url.rpartition("@")[2]
@@ -118,6 +121,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             logger.info("api stops")
             server.should_exit = True
             state.feed.close()
+            state.gateway.stop()
             await asyncio.wait({serving})
             for task in kept:
                 task.cancel()
@@ -129,10 +133,12 @@ def compose(settings: Settings, stack: AsyncExitStack) -> tuple[ApiState, Upkeep
     try:
         commands = connect_commands(url, "api", fail_fast=True)
         reader = connect_reader(url, "api")
+        grants_reader = connect_reader(url, "api.grants", connections=1)
     except ValueError as error:
         raise ConfigError(f"redis.url: {error}") from None
     stack.push_async_callback(commands.aclose)
     stack.push_async_callback(reader.aclose)
+    stack.push_async_callback(grants_reader.aclose)
 
     keys = Keys(settings.redis.namespace)
     fleet = FleetStore(commands, keys, settings.history)
@@ -156,12 +162,16 @@ def compose(settings: Settings, stack: AsyncExitStack) -> tuple[ApiState, Upkeep
     measured = BenchmarkStore(commands, keys, history, retention_s)
     benchmarks = Benchmarks(Parts(settings, jobs, fleet, measured, feed))
     stack.push_async_callback(benchmarks.close)
+    gateway = Gateway(
+        settings, jobs, registry, presence, upkeep.usable, lambda holder: Grants(grants_reader, keys, holder)
+    )
     state = ApiState(
         settings=settings,
         jobs=jobs,
         fleet=fleet,
         control=ControlStore(commands, keys, history, retention_s),
         benchmarks=benchmarks,
+        gateway=gateway,
         registry=registry,
         feed=feed,
         read_events=read_events,

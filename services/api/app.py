@@ -15,6 +15,7 @@ from services.api.routes import (
     history,
     jobs,
     models,
+    openai,
     ranking,
     rebalance,
 )
@@ -24,7 +25,7 @@ from shared.presence import package_version
 
 _DESCRIPTION = (
     "Jobs for local LLMs, routed by measured GPU memory, heat and load. "
-    "Errors are problem objects (RFC 9457)."
+    "Errors are problem objects (RFC 9457); those of the OpenAI-compatible calls are OpenAI's."
 )
 _REF = "#/components/schemas/{model}"
 
@@ -40,6 +41,7 @@ class _App(FastAPI):
                 schemas |= schema.pop("$defs", {})
                 schemas[name] = schema
             _drop_unused_errors(found)
+            openai.describe(found)
         return super().openapi()
 
 
@@ -54,6 +56,7 @@ def create_app(state: ApiState) -> FastAPI:
     )
     app.state.api = state
     problems.install(app)
+    app.router.routes[:0] = openai.routes(state.gateway)
     for routes in (jobs, gpu, forecast, ranking, history, rebalance, benchmark, models, health):
         app.include_router(routes.router)
     return app

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from services.api.benchmark_bodies import Benchmark, BenchmarkParameters
 from services.api.benchmark_run import Parts, Run
 from services.api.representations import JobError, stored_json, whole
 from shared.states import JobState
-from shared.store.benchmarks import BenchmarkRecord
+from shared.store.benchmarks import BenchmarkRecord, Measurable
 
 _LOOK_S = 1.0
 
@@ -29,15 +29,15 @@ class Benchmarks:
         return None if record is None else _body(record)
 
     async def start(
-        self, model: str, agent_types: Sequence[str], parameters: BenchmarkParameters
+        self, what: Measurable, parameters: BenchmarkParameters
     ) -> tuple[str, asyncio.Task[None] | None]:
-        """Begin in the background; without a task the id is of the one that runs on this model already."""
+        """Begin in the background; without a task the id is of the one that measures any of it already."""
         benchmark_id = secrets.token_hex(8)
         fields = {"parameters": parameters.model_dump_json(), "requests": "0"}
-        running = await self._parts.store.begin(benchmark_id, model, fields)
+        running = await self._parts.store.begin(benchmark_id, what, fields)
         if running != benchmark_id:
             return running, None
-        run = Run(self._parts, benchmark_id, model, agent_types, parameters)
+        run = Run(self._parts, benchmark_id, what, parameters)
         task = asyncio.create_task(run.run(), name=f"benchmark {benchmark_id}")
         self._running[task] = run
         task.add_done_callback(lambda ended: self._running.pop(ended, None))

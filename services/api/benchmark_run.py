@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
 from loguru import logger
 
 from services.api.benchmark_bodies import BenchmarkParameters, LevelSeen
-from services.api.measurable import critical, gpus_of, serving
+from services.api.measurable import critical, gpus_of, measurable, serving
 from services.api.measuring import Measured, figures, learned, measured, verdict
 from services.api.representations import JobError
 from services.api.waiting import JobFeed, wait_for_end
@@ -22,7 +22,7 @@ from shared.errors import StoreUnavailable
 from shared.jobs import JobRequest
 from shared.snapshots import snapshot_of
 from shared.states import FINAL_STATES, JobState
-from shared.store.benchmarks import BenchmarkStore, TurnOutcome
+from shared.store.benchmarks import BenchmarkStore, Measurable, TurnOutcome
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore
 from shared.store.records import JobRecord, SubmitOutcome
@@ -54,17 +54,12 @@ class Run:
     """One benchmark: workers that submit and wait, and a look at levels and life every second."""
 
     def __init__(
-        self,
-        parts: Parts,
-        benchmark_id: str,
-        model: str,
-        agent_types: Sequence[str],
-        parameters: BenchmarkParameters,
+        self, parts: Parts, benchmark_id: str, what: Measurable, parameters: BenchmarkParameters
     ) -> None:
         self._parts = parts
         self._id = benchmark_id
-        self._model = model
-        self._agent_types = tuple(agent_types)
+        self._model = what.model
+        self._what = what
         self._parameters = parameters
         self._until = time.monotonic() + parameters.duration_s
         self._submitted = 0
@@ -154,13 +149,11 @@ class Run:
 
     async def _turn(self) -> int:
         turn = await self._parts.store.turn(
-            self._id,
-            self._model,
-            caller=CALLER,
-            agent_types=self._agent_types,
-            fields={"requests": str(len(self._results))},
+            self._id, self._what, caller=CALLER, fields={"requests": str(len(self._results))}
         )
-        if turn.outcome is not TurnOutcome.RUNNING:
+        if turn.outcome is TurnOutcome.LOST:
+            self.stop(JobState.FAILED, "interrupted", "another benchmark measures one of its models now")
+        elif turn.outcome is TurnOutcome.ENDED:
             self.stop(JobState.FAILED, "interrupted", "it was not heard of for too long")
         return turn.live
 
@@ -179,6 +172,7 @@ class Run:
         if not models:
             self.stop(JobState.FAILED, "model_removed", f"no model answers to {self._model!r} any more")
             return
+        self._what = measurable(self._model, models)
         gpus = gpus_of(snapshot, models)
         for gpu in gpus:
             seen = LevelSeen(gpu=gpu.id, pressure=gpu.pressure, thermal=gpu.thermal)
@@ -271,7 +265,7 @@ class Run:
         only = next(iter(found.served_by)) if len(found.served_by) == 1 else None
         await self._parts.store.end(
             self._id,
-            self._model,
+            self._what,
             state,
             fields,
             registration=only,

@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Send
 
 from services.api.problems import INVALID, Problem
+from services.api.representations import whole
 from services.api.state import ApiState
 from services.api.waiting import Subscription
 from shared.errors import StoreUnavailable
@@ -19,7 +20,10 @@ from shared.store.records import JobRecord, StreamEntry
 
 PING_S = 15.0
 """Proxies close connections that are silent for a minute; a ping also shows that the client has left."""
-_ID = re.compile(r"(\d{1,19})-(\d{1,19})")
+ID_PATTERN = "^[0-9]{1,19}-[0-9]{1,19}$"
+_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
+_SAME_END_MS = 60_000
+"""A final event has the time of its job's end, unless the clock of Redis was set back: by less than this."""
 _TRIMMED = b": earlier events of this job are kept no longer\n\n"
 _NO_MORE = b": nothing more will come\n\n"
 _PING = b": ping\n\n"
@@ -64,6 +68,7 @@ class JobEvents:
         self._last = last_event_id if last_event_id is not None and self._resumed else first
         self._got_last = self._resumed
         self._over = False
+        self._until_ms = _end_ms(record)
 
     async def nothing_left(self, record: JobRecord) -> bool:
         """Whether a client that comes back has already got all of an ended job: it need not come again."""
@@ -105,6 +110,7 @@ class JobEvents:
         if self._over:
             return
         record = await self._state.job(self._job_id)
+        self._until_ms = None if record is None else _end_ms(record)
         if record is None or record.state in FINAL_STATES:
             async for missed in self._past():
                 yield self._sent(missed)
@@ -119,6 +125,9 @@ class JobEvents:
             async with self._state.store():
                 page = await self._state.read_events(start)
             for entry in page:
+                # Its final event is kept no longer: all the rest is other jobs'.
+                if self._until_ms is not None and _order(entry.id)[0] > self._until_ms + _SAME_END_MS:
+                    return
                 if entry.fields.get("job_id") == self._job_id:
                     yield entry
                     if entry.fields.get("type") in FINAL_EVENTS:
@@ -139,6 +148,11 @@ class JobEvents:
         kind = entry.fields.get("type", "")
         self._over = self._over or kind in FINAL_EVENTS
         return f"id: {entry.id}\nevent: {_line(kind)}\ndata: {json.dumps(dict(entry.fields))}\n\n".encode()
+
+
+def _end_ms(record: JobRecord) -> int | None:
+    """When an ended job ended, ms since 1970; None while it lives."""
+    return whole(record.fields, "finished_ms") if record.state in FINAL_STATES else None
 
 
 def _line(text: str) -> str:

@@ -17,15 +17,18 @@ from services.api.forecast_bodies import (
 )
 from services.api.representations import number, whole
 from shared.config import Settings
+from shared.decision.explain import listed
 from shared.decision.forecast import HORIZONS_NEEDED, LEVEL, Forecast, Quality, project
 from shared.decision.forecast_grid import RATE_STEP_MIN, levels, rates
 from shared.decision.memory import MB_PER_GB, available_mb
+from shared.snapshots import probe_stale_ms
 from shared.states import Residence
 from shared.store.history import History
 from shared.store.records import GpuView, ModelView, View
 
 _STALE_INTERVALS = 3
-_HOLDING = (Residence.RESIDENT, Residence.DRAINING)
+_MOVING = (Residence.LOADING, Residence.UNLOADING)
+_HOLDING = (Residence.RESIDENT, Residence.DRAINING, *_MOVING)
 
 
 def memory_forecast(
@@ -60,20 +63,52 @@ def _gpu(gpu: GpuView, view: View, history: History, hours: float, settings: Set
     usage = _usage(gpu, view.now_ms, settings)
     used, total = number(gpu.sample, "memory_used_mb"), number(gpu.sample, "memory_total_mb")
     residents = [model for model in view.models if gpu.id in _places(model)]
-    known = used is not None and total is not None
-    foreign = _foreign(gpu.id, history, hours, total) if known else Forecast(Quality.NO_SAMPLES, "none", 0.0)
+    unseen = _unseen(gpu, view)
+    if used is None or total is None:
+        foreign = Forecast(Quality.NO_SAMPLES, "none", 0.0)
+    elif unseen is None:
+        foreign = _foreign(gpu.id, history, hours, total, _beside(used, residents))
+    else:
+        # All that is used in one, as last read: its parts are not known.
+        foreign = _as_it_is(used, history, hours)
     body = GpuForecast(
         gpu=gpu.id,
         current_usage=usage,
         forecast=_track(foreign),
         source=gpu.sample.get("source"),
-        detail=_detail(gpu.id, usage, foreign, hours),
+        detail=_detail(gpu.id, usage, foreign, hours, unseen),
     )
     if used is None or total is None:
         return body
     reserve = number(gpu.sample, "reserve_mb")
     reserve = settings.gpu.reserve_gb * MB_PER_GB if reserve is None else reserve
-    return body.model_copy(update=_projections(used, total, reserve, residents, foreign))
+    if unseen is None:
+        return body.model_copy(update=_projections(used, total, reserve, residents, foreign))
+    whole_use = _projections(used, total, reserve, (), foreign)
+    return body.model_copy(update=whole_use | {"foreign": Foreign(), "managed": Managed()})
+
+
+def _unseen(gpu: GpuView, view: View) -> str | None:
+    """What has to be looked at before it is known whose memory is used there, by the rule of history.lua.
+
+    None: all is known. Our own models, not probed yet, would else be taken for somebody else's.
+    """
+    at_ms = number(gpu.sample, "ts_ms") or view.now_ms
+    stale_ms = probe_stale_ms(number(gpu.sample, "interval_ms") or 0.0)
+    host = gpu.id.rpartition("/")[0]
+    names, moving = [], []
+    for model in view.models:
+        fields, name = model.fields, model.registration.name
+        probe_ms = number(fields, "probe_ms")
+        if model.registration.host in (None, host) and (probe_ms is None or at_ms - probe_ms > stale_ms):
+            names.append(name)
+        elif gpu.id in _places(model) and fields["residence"] in _MOVING and "memory_mb" not in fields:
+            moving.append(name)
+    if names:
+        return f"a monitor has probed {listed(names)}"
+    if moving:
+        return f"{listed(moving)} has come or gone"
+    return None if view.models else "a model is registered"
 
 
 def _projections(
@@ -81,7 +116,7 @@ def _projections(
 ) -> dict[str, Range | Available | Foreign | Managed | float | None]:
     """The fields of ``GpuForecast`` that need a reading; figures in MB."""
     managed = sum(_held_mb(model) for model in residents)
-    beside = max(0.0, used - managed)
+    beside = _beside(used, residents)
     taken = [_bounded(managed, part, total) for part in (foreign.low, foreign.mid, foreign.high)]
     headroom = [None if part is None else total - part for part in reversed(taken)]
     peak = _bounded(managed, foreign.peak_high, total)
@@ -110,8 +145,19 @@ def _projections(
     }
 
 
-def _foreign(gpu: str, history: History, hours: float, total_mb: float | None) -> Forecast:
+def _beside(used: float, residents: Sequence[ModelView]) -> float:
+    return max(0.0, used - sum(_held_mb(model) for model in residents))
+
+
+def _as_it_is(mb: float, history: History, hours: float) -> Forecast:
+    return project(levels({history.minute: mb}, history.minute), step_min=1, hours=hours)
+
+
+def _foreign(gpu: str, history: History, hours: float, total_mb: float, now_mb: float) -> Forecast:
     buckets = history.memory(gpu)
+    if not buckets:
+        # The first one is written with the reading after the first probes.
+        return _as_it_is(now_mb, history, hours)
     means = {minute: bucket.foreign_mean_mb for minute, bucket in buckets.items()}
     peaks = {minute: bucket.foreign_max_mb for minute, bucket in buckets.items()}
     return project(
@@ -119,7 +165,7 @@ def _foreign(gpu: str, history: History, hours: float, total_mb: float | None) -
         step_min=1,
         hours=hours,
         peaks=levels(peaks, history.minute),
-        ceiling=total_mb or 0.0,
+        ceiling=total_mb,
     )
 
 
@@ -151,14 +197,15 @@ def _usage(gpu: GpuView, now_ms: int, settings: Settings) -> CurrentUsage:
     )
 
 
-def _detail(gpu: str, usage: CurrentUsage, foreign: Forecast, hours: float) -> str | None:
+def _detail(gpu: str, usage: CurrentUsage, foreign: Forecast, hours: float, unseen: str | None) -> str | None:
     if usage.sample_age_ms is None:
         return f"no sample: the monitor of {gpu.rpartition('/')[0]} is silent, so nothing is projected"
     if usage.used_gb is None or usage.total_gb is None:
         return "its memory can't be read, so nothing is projected"
     weak = _weakness(foreign, hours)
     stale = f"the latest sample is {usage.sample_age_ms} ms old" if usage.stale else None
-    return "; ".join(part for part in (stale, weak) if part) or None
+    mixed = f"how much of it is ours is not known until {unseen}" if unseen else None
+    return "; ".join(part for part in (stale, mixed, weak) if part) or None
 
 
 def _weakness(found: Forecast, hours: float) -> str | None:

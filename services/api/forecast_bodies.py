@@ -51,7 +51,7 @@ class Foreign(Body):
 
 
 class Managed(Body):
-    """What the models resident on it hold, as measured, else as registered: projected to stay."""
+    """What our models hold there, as measured, else as registered: projected to stay."""
 
     now_gb: Gigabytes = None
     projected_gb: Gigabytes = None

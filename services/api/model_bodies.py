@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from services.api.representations import Body
 from services.api.status_bodies import ModelStatus
 from shared.registry import Registration
+
+FILE_ONLY = ("command", "api_key_env")
+"""Whoever may call the api could otherwise start programs on the GPU hosts, or have the value of
+an environment variable sent to a URL of their choice."""
+
+
+def registration_schema(*required: str) -> dict[str, Any]:
+    """JSON schema of what the registry's calls accept: less than a configuration file may hold."""
+    schema = Registration.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs")
+    properties = schema["properties"]
+    for name in FILE_ONLY:
+        properties[name] = {"type": "null", "description": "Only in the configuration file"}
+    properties["source"] = {"const": "http", "default": "http"}
+    reachable = [
+        {"required": [name], "properties": {name: {"type": kind}}}
+        for name, kind in (("port", "integer"), ("url", "string"))
+    ]
+    return {**schema, "title": "RegistrationRequest", "required": list(required), "anyOf": reachable}
+
+
+NAME_SCHEMA: dict[str, Any] = {"pattern": registration_schema()["properties"]["name"]["pattern"]}
+"""What a path that registers a model may name."""
 
 
 class Learned(Body):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import JsonValue, ValidationError
 from pydantic_core import from_json
 
-from services.api.model_bodies import LastBenchmark, Learned, ModelDetail
+from services.api.model_bodies import FILE_ONLY, LastBenchmark, Learned, ModelDetail
 from services.api.problems import MALFORMED, Problem
 from services.api.representations import number, whole
 from services.api.status import model_statuses
@@ -27,11 +27,6 @@ def model_details(view: View, settings: Settings) -> dict[str, ModelDetail]:
     return {name: _detail(entries[name], status, known[name]) for name, status in statuses.items()}
 
 
-_FILE_ONLY = ("command", "api_key_env")
-"""Whoever may call the api could otherwise start programs on the GPU hosts, or have the value of
-an environment variable sent to a URL of their choice."""
-
-
 def parse_registration(body: bytes, name: str | None) -> Registration:
     """The registration that a body asks for; ``name`` is that of the path, which the body may leave out.
 
@@ -47,7 +42,7 @@ def parse_registration(body: bytes, name: str | None) -> Registration:
         raise InvalidRequest("name", f"is not that of the path, {name!r}: leave it out, or use its own path")
     if data.setdefault("source", "http") != "http":
         raise InvalidRequest("source", "is 'http' for what is registered here: leave it out")
-    for field in _FILE_ONLY:
+    for field in FILE_ONLY:
         if data.get(field) is not None:
             raise InvalidRequest(field, "can only be given in the configuration file: leave it out")
     try:
@@ -58,7 +53,9 @@ def parse_registration(body: bytes, name: str | None) -> Registration:
 
 def _invalid(error: ValidationError) -> InvalidRequest:
     item = error.errors()[0]
-    path = ".".join(str(step) for step in item["loc"])
+    # Of a field of several types pydantic names the type that it tried: no part of the caller's path.
+    field, *below = item["loc"] or ("",)
+    path = ".".join([str(field), *(str(step) for step in below if isinstance(step, int))])
     if item["type"] == "extra_forbidden":
         return InvalidRequest(
             path, f"is not a field of a model; known: {', '.join(Registration.model_fields)}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -21,16 +22,28 @@ MEDIA_TYPE = "application/problem+json"
 SCHEMA = "Problem"
 _RETRY_AFTER_S = 2
 """A killed Redis is usually back in a second or two; a client that comes back later loses nothing."""
+_PASSING = frozenset({429, 503})
+"""Statuses of what passes: their answers say when to try again."""
+_RETRY_AFTER: dict[str, Any] = {
+    "description": "Seconds after which to try again",
+    "required": True,
+    "schema": {"type": "integer", "minimum": 1},
+}
+
+
+UriReference = Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+_URI_PATH = "/:@!$&'()*+,;=~"
+"""What a path may hold as it is, besides letters, digits and ``-._``."""
 
 
 class ProblemBody(BaseModel):
     """What went wrong (RFC 9457). ``type`` is stable, ``detail`` is for people."""
 
-    type: str
+    type: UriReference
     title: str
     status: int
     detail: str
-    instance: str
+    instance: UriReference
     field: str | None = Field(default=None, description="The field that is wrong, where one is")
     known: list[str] | None = Field(default=None, description="What it could have been, where that is a list")
 
@@ -92,7 +105,12 @@ def install(app: FastAPI) -> None:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The declaration of these error answers for OpenAPI."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{SCHEMA}"}}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    declared: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        declared[status] = {"description": HTTPStatus(status).phrase, "content": content}
+        if status in _PASSING:
+            declared[status]["headers"] = {"Retry-After": _RETRY_AFTER}
+    return declared
 
 
 async def _answer(request: Request, error: Exception) -> Response:
@@ -105,7 +123,7 @@ async def _answer(request: Request, error: Exception) -> Response:
         title=kind.title,
         status=kind.status,
         detail=problem.detail,
-        instance=request.url.path,
+        instance=quote(_path(request), safe=_URI_PATH),
         field=problem.field or None,
         known=problem.known,
     )
@@ -143,7 +161,7 @@ def _problem_of(error: Exception, request: Request) -> Problem:
 
 def _of_routing(error: HTTPException, request: Request) -> Problem:
     kind = ProblemType(error.status_code, "", HTTPStatus(error.status_code).phrase)
-    path = request.url.path
+    path = _path(request)
     if error.status_code == 404:
         return Problem(kind, f"nothing is at {path}: GET /docs lists all calls")
     if error.status_code == 405:
@@ -158,6 +176,11 @@ def _calls_of(request: Request) -> list[str]:
     return sorted(
         method.upper()
         for template, methods in app.openapi()["paths"].items()
-        if compile_path(template)[0].match(request.url.path)
+        if compile_path(template)[0].match(_path(request))
         for method in methods
     )
+
+
+def _path(request: Request) -> str:
+    """As it was decoded: ``request.url`` ends it at a ``?`` or ``#`` in it, and loses line breaks."""
+    return str(request.scope["path"])

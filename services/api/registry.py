@@ -25,6 +25,11 @@ class Registry:
         self._known: tuple[Registration, ...] = ()
         self._read_at = float("-inf")
 
+    @property
+    def known(self) -> tuple[Registration, ...]:
+        """All registered models as they were last read; a new tuple after each reading."""
+        return self._known
+
     async def publish(self) -> None:
         """Write the models of the settings; those of an earlier file go, those from elsewhere stay."""
         changed = await self._fleet.register(self._own, replace_file=True)

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic_core import from_json
@@ -15,7 +15,30 @@ from shared.states import FINAL_STATES, Action, BackendType, JobState
 from shared.store.records import JobRecord
 
 _HEADER_CHARS = 500
+_WHOLE = {"type": "integer", "minimum": 0}
+DECISION_HEADERS: dict[str, dict[str, Any]] = {
+    "x-orchestrator-job-id": {"description": "The job", "required": True, "schema": {"type": "string"}},
+    "x-orchestrator-overhead-ms": {
+        "description": "Time spent on the request in the api, without waiting for the job",
+        "required": True,
+        "schema": {"type": "number", "minimum": 0},
+    },
+    "x-orchestrator-reason": {"description": "Of the latest decision", "schema": {"type": "string"}},
+    "x-orchestrator-model": {"description": "The registration that was chosen", "schema": {"type": "string"}},
+    "x-orchestrator-backend": {
+        "description": "Of that model",
+        "schema": {"type": "string", "enum": [kind.value for kind in BackendType]},
+    },
+    "x-orchestrator-queue-ms": {"description": "From submission to the latest attempt", "schema": _WHOLE},
+}
+"""The declaration of what ``decision_headers`` gives, for OpenAPI."""
 _Value = TypeVar("_Value", bound=StrEnum)
+
+
+def location(description: str) -> dict[str, dict[str, Any]]:
+    """The declaration of a ``Location`` header, for OpenAPI."""
+    schema = {"type": "string", "pattern": "^/"}
+    return {"Location": {"description": description, "required": True, "schema": schema}}
 
 
 class Body(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 from pydantic import JsonValue
@@ -14,6 +15,14 @@ from shared.jobs import JobRequest, parse_job
 from shared.submission import request_digest
 
 _KEY_CHARS = 255
+KEY_SCHEMA: dict[str, Any] = {
+    "type": "string",
+    # A header loses the spaces around it.
+    "pattern": "^[!-~]([ -~]*[!-~])?$",
+    "minLength": 1,
+    "maxLength": _KEY_CHARS,
+}
+"""What an ``Idempotency-Key`` may be, for OpenAPI."""
 
 
 @dataclass(frozen=True, slots=True)

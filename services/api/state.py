@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from services.api.benchmark import Benchmarks
+from services.api.gateway.gateway import Gateway
+from services.api.gateway.redis_away import STORE_TIMEOUT_S
 from services.api.registry import Registry
 from services.api.waiting import JobFeed
 from shared.config import Settings
@@ -18,9 +20,6 @@ from shared.store.control import ControlStore
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore
 from shared.store.records import JobRecord, StreamEntry
-
-STORE_TIMEOUT_S = 3.0
-"""The longest that a client waits for a Redis that hangs before it gets its 503."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ class ApiState:
     fleet: FleetStore
     control: ControlStore
     benchmarks: Benchmarks
+    gateway: Gateway
     registry: Registry
     feed: JobFeed
     read_events: Callable[[str], Awaitable[list[StreamEntry]]]

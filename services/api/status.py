@@ -16,6 +16,7 @@ from services.api.status_bodies import (
     TargetStatus,
 )
 from shared.config import Settings
+from shared.decision.explain import unprobed_words
 from shared.decision.snapshot import Model
 from shared.snapshots import snapshot_of
 from shared.states import Pressure, Thermal
@@ -110,13 +111,16 @@ def _gpu(view: GpuView, now_ms: int, settings: Settings) -> GpuStatus:
         in_flight=view.in_flight,
         sample_age_ms=age_ms,
         stale=stale,
-        detail=_missing(host, age_ms, bool(stale)),
+        detail=_missing(host, age_ms, bool(stale), whole(level, "read_ms"), now_ms),
     )
 
 
-def _missing(host: str, age_ms: int | None, stale: bool) -> str | None:
+def _missing(host: str, age_ms: int | None, stale: bool, read_ms: int | None, now_ms: int) -> str | None:
     if age_ms is None:
-        return f"no sample: the monitor of {host} is silent; pressure and heat are those of its last one"
+        since = "" if read_ms is None else f", {max(0, now_ms - read_ms) / 1000:.0f} s ago"
+        return (
+            f"no sample: the monitor of {host} is silent; pressure and heat are those of its last one{since}"
+        )
     return f"the latest sample is {age_ms} ms old" if stale else None
 
 
@@ -175,7 +179,14 @@ def _model(view: ModelView, known: Model, waiting: Mapping[str, int], now_ms: in
         probe_age_ms=None if probed_ms is None else max(0, now_ms - probed_ms),
         probe_error=fields.get("probe_error") or None,
         last_error=fields.get("last_error") or None,
+        detail=_unprobed(known),
     )
+
+
+def _unprobed(model: Model) -> str | None:
+    if not model.unprobed:
+        return None
+    return f"{unprobed_words(model)}; until then it is routed by load and failures alone, after all others"
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -78,6 +78,7 @@ class ModelStatus(Body):
     probe_age_ms: int | None
     probe_error: str | None
     last_error: str | None
+    detail: str | None = Field(description="Why its state is not known, where it is not")
 
 
 class HoldStatus(Body):

@@ -28,7 +28,7 @@ ABORTED = "abort"
 """The finish reason by which vLLM says that it broke an answer off, on a stream that looks complete."""
 _ERROR_BODY_BYTES = 16 * 1024
 _EVENT_OVERHEAD_BYTES = 64 * 1024
-_SETTLE_S = 0.25
+SETTLE_S = 0.25
 """How long the end of the body may take after ``[DONE]`` before the connection is closed from here."""
 
 
@@ -129,7 +129,7 @@ async def open_stream(
         )
     try:
         if response.status != 200 or response.content_type != "text/event-stream":
-            raise await _refusal(response)
+            raise await refusal(response)
         yield response
     finally:
         response.close()
@@ -142,8 +142,15 @@ async def chunks(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None
             yield chunk
 
 
-async def _refusal(response: aiohttp.ClientResponse) -> BackendError:
-    detail = error_detail(await _error_body(response)) or response.reason or "no words"
+async def refusal(response: aiohttp.ClientResponse) -> BackendError:
+    """What an answer means that is not the one that was asked for."""
+    body = await _error_body(response)
+    error = _refusal_of(response, error_detail(body) or response.reason or "no words")
+    error.answer = body
+    return error
+
+
+def _refusal_of(response: aiohttp.ClientResponse, detail: str) -> BackendError:
     if response.status == 200:
         return Broken(f"answered {response.content_type} where an event stream was asked for: {detail}", 200)
     if 300 <= response.status < 400:
@@ -192,7 +199,7 @@ async def _settle(response: aiohttp.ClientResponse, result: Aggregate) -> None:
     if result.truncated or response.content.at_eof():
         return
     try:
-        async with asyncio.timeout(_SETTLE_S):
+        async with asyncio.timeout(SETTLE_S):
             while await response.content.readany():
                 pass
     except (TimeoutError, aiohttp.ClientError):

@@ -3,7 +3,7 @@
 BackendError             a call gave no result
 ├── NotSent              never reached the backend: it did not run; try another one at once
 ├── Saturated            429 or 503: it did not run; come back after ``retry_after_s``
-├── Rejected             any other 4xx: will never work as asked
+├── Rejected             any other 4xx, or 501: will never work as asked
 ├── Broken               5xx, or an error object inside a stream: unknown whether it ran
 └── Interrupted          reset, silence, or an end before the end: may still be running
 """
@@ -26,7 +26,10 @@ class BackendError(OrchestratorError):
 
     ``type`` is a short stable name for programs, ``detail`` the backend's own words (or the socket's) for
     people, ``status`` the HTTP status or the code inside the error object, None where there was none.
+    ``answer`` is the error answer itself (its beginning), empty where there was none.
     """
+
+    answer: bytes = b""
 
     def __init__(self, error_type: str, detail: str, status: int | None = None) -> None:
         words = " ".join(detail.encode(errors="replace").decode().split())
@@ -74,7 +77,7 @@ def from_status(status: int, detail: str, retry_after_s: float | None = None) ->
     """The error for an HTTP status, or for the code of an error object inside a stream."""
     if status in (429, 503):
         return Saturated(detail, status, retry_after_s)
-    if 300 <= status < 500:
+    if 300 <= status < 500 or status == 501:  # not implemented: as final as any 4xx
         return Rejected(detail, status)
     return Broken(detail, status)
 

@@ -12,13 +12,13 @@ from shared.decision.load_reasons import plan_words
 from shared.decision.loading import plan_for
 from shared.decision.relief import relieved
 from shared.decision.snapshot import Advice, Backlog, Model, Plan, Snapshot
+from shared.decision.unread import unread
 
 _NOTHING = Advice(
     Advised.NOTHING,
     AdviceCause.ALL_WELL,
     "nothing waits for a model that is not loaded, no model outstayed its ttl_s, and no GPU is "
-    "short of memory or "
-    "too hot, as far as is known",
+    "short of memory or too hot",
     "nothing",
 )
 
@@ -26,6 +26,7 @@ _NOTHING = Advice(
 def advise(snapshot: Snapshot, backlogs: Sequence[Backlog] | None = None) -> tuple[Advice, ...]:
     """Everything worth doing: relief of hot and full GPUs first, then loads, then what can't be done now.
 
+    Last comes what is not known: all is well only where everything was looked at.
     Loads are ordered by gain per second of loading. Only one model is loaded on a GPU or moved there, since
     the next is judged on what this one leaves. ``backlogs`` replace those of the snapshot. The same snapshot
     gives the same advice, in whatever order its parts were read.
@@ -40,7 +41,7 @@ def advise(snapshot: Snapshot, backlogs: Sequence[Backlog] | None = None) -> tup
         if one.to_gpu is not None:
             moved.add(one.to_gpu)
     touched = moved | {one.gpu for one in kept if one.gpu is not None}
-    return (*kept, *_loads(seen, touched)) or (_NOTHING,)
+    return (*kept, *_loads(seen, touched), *unread(seen)) or (_NOTHING,)
 
 
 def _loads(snapshot: Snapshot, touched: set[str]) -> list[Advice]:

@@ -24,6 +24,7 @@ class Cause(StrEnum):
     KV_FULL = "kv_full"
     DEADLINE = "deadline"
     CLAIMED_BUSY = "claimed_busy"
+    UNPROBED = "unprobed"  # it could be tried, but a model that is known to answer can take the request
 
 
 class Choice(StrEnum):
@@ -72,10 +73,12 @@ class AdviceCause(StrEnum):
     GIVE_WAY = "give_way"  # memory beside ours has grown
     BACKLOG = "backlog"
     MORE_ROOM = "more_room"
+    UNKNOWN_READINGS = "unknown_readings"  # what is not known can't be called well
     ALL_WELL = "all_well"
 
 
 NEAREST_FIRST: tuple[Cause, ...] = (
+    Cause.UNPROBED,
     Cause.CLAIMED_BUSY,
     Cause.MODEL_BUSY,
     Cause.GPU_BUSY,

@@ -44,6 +44,7 @@ def wanting(snapshot: Snapshot, model: Model) -> tuple[Backlog, ...]:
 def is_served(snapshot: Snapshot, backlog: Backlog) -> bool:
     """Whether some model serves the queue already, or will without being asked."""
     return any(
-        model.residence in _SERVES_SOON and serves_target(model, backlog.target)
+        # One that no monitor probes may never serve.
+        model.residence in _SERVES_SOON and not model.unprobed and serves_target(model, backlog.target)
         for model in snapshot.models.values()
     )

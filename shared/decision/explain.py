@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from shared.decision.capacity import ModelRoom
 from shared.decision.estimate import tokens_per_second
 from shared.decision.memory import MB_PER_GB
+from shared.decision.placement import is_stale
 from shared.decision.readings import finite
-from shared.decision.snapshot import Gpu, Part
+from shared.decision.snapshot import Gpu, Model, Part
 from shared.states import Pressure, Thermal
 
 _MOST_NAMES = 12
@@ -44,6 +45,24 @@ def degrees(gpu: Gpu) -> str:
     return "temperature unknown" if temperature is None else f"{temperature:.0f} C"
 
 
+def last_known(gpu: Gpu) -> str:
+    """How old what is said of a GPU is; empty while its readings come, or where nobody knows."""
+    age = finite(gpu.level_age_ms if gpu.sample_age_ms is None else gpu.sample_age_ms)
+    return f"last known {age / 1000:.0f} s ago" if is_stale(gpu) and age is not None else ""
+
+
+def unprobed_words(model: Model) -> str:
+    """Since when nobody looks at a model's server, and what would change that."""
+    age = finite(model.unprobed_ms)
+    since = "yet" if age is None else f"for {age / 1000:.0f} s"
+    remedy = (
+        "start one: python -m services.monitor"
+        if model.host is None
+        else f"start one on its host {model.host!r}, or correct that host"
+    )
+    return f"no monitor has probed it {since} ({remedy})"
+
+
 def situation(room: ModelRoom) -> str:
     """Memory and heat of the model's GPUs, unknown ones said to be unknown."""
     if not room.gpus:
@@ -54,9 +73,10 @@ def situation(room: ModelRoom) -> str:
 def dispatch_reason(chosen: ModelRoom, parts: Mapping[str, Part]) -> str:
     """One sentence on why this model, with its load, speed and the state of its GPUs."""
     model, part = chosen.model, parts[chosen.model.name]
+    unseen = f"; {unprobed_words(model)}" if model.unprobed else ""
     return (
         f"{model.name} ({model.backend.value}) {_comparison(model.name, parts)}: {part.busy} of {part.limit} "
-        f"slots busy, about {tokens_per_second(model):.0f} tokens/s; {situation(chosen)}"
+        f"slots busy, about {tokens_per_second(model):.0f} tokens/s; {situation(chosen)}{unseen}"
     )
 
 
@@ -84,5 +104,5 @@ def _gpu_situation(gpu: Gpu) -> str:
         else f"{gpu.pressure.value} memory pressure ({memory_use(gpu)})"
     )
     heat = "unknown heat" if unread[1] else f"{gpu.thermal.value} heat ({degrees(gpu)})"
-    last = ", as last read" if gpu.sample_age_ms is None else ""
-    return f"GPU {gpu.id} has {memory} and {heat}{last}"
+    since = f", {last_known(gpu) or 'as last read'}" if is_stale(gpu) else ""
+    return f"GPU {gpu.id} has {memory} and {heat}{since}"

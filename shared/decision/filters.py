@@ -6,8 +6,9 @@ from shared.config import MemoryThresholds, ThermalThresholds
 from shared.decision.capacity import GpuRoom, ModelRoom
 from shared.decision.causes import Cause
 from shared.decision.estimate import ENOUGH_SAMPLES, likely_duration_ms
-from shared.decision.explain import degrees, memory_use
+from shared.decision.explain import degrees, last_known, memory_use
 from shared.decision.levels import MEMORY_MARGIN, THERMAL_MARGIN_C, released_below
+from shared.decision.placement import is_stale
 from shared.decision.readings import finite
 from shared.decision.snapshot import Gpu, LeftOut, Model, Request, Snapshot
 from shared.states import Pressure, Residence
@@ -134,9 +135,10 @@ def _heat(room: ModelRoom, thresholds: ThermalThresholds) -> LeftOut | None:
 
 
 def _stopped(gpu: Gpu) -> str:
-    return (
-        "; its readings have stopped, so its monitor must report first" if gpu.sample_age_ms is None else ""
-    )
+    if not is_stale(gpu):
+        return ""
+    since = f" ({known})" if (known := last_known(gpu)) else ""
+    return f"; its readings have stopped{since}, so its monitor must report first"
 
 
 def _gpu_busy(room: ModelRoom) -> LeftOut | None:

@@ -91,12 +91,15 @@ def occupancy(snapshot: Snapshot, gpu_id: str) -> Occupancy:
     return Occupancy(gpu, models, reserve * MB_PER_GB, committed, foreign, free if known else None)
 
 
+def is_stale(gpu: Gpu) -> bool:
+    """Whether nothing was read of it for so long that what is known may be true no longer."""
+    age = finite(gpu.sample_age_ms)
+    return age is None or age > STALE_INTERVALS * gpu.interval_ms
+
+
 def is_fresh(gpu: Gpu) -> bool:
     """Whether its last reading may decide a load; never read is not."""
-    age = finite(gpu.sample_age_ms)
-    return (
-        age is not None and gpu.pressure is not Pressure.UNKNOWN and age <= STALE_INTERVALS * gpu.interval_ms
-    )
+    return not is_stale(gpu) and gpu.pressure is not Pressure.UNKNOWN
 
 
 def in_transition(models: Iterable[Model]) -> Model | None:

@@ -12,7 +12,7 @@ from shared.decision.footprint import held_mb, load_seconds
 from shared.decision.levels import MEMORY_MARGIN, concurrency_factor, released_below
 from shared.decision.load_reasons import gb
 from shared.decision.loading import by_worth, is_victim, plan_for
-from shared.decision.placement import Occupancy, in_transition, is_fresh, occupancy
+from shared.decision.placement import Occupancy, in_transition, is_fresh, is_stale, occupancy
 from shared.decision.readings import finite
 from shared.decision.snapshot import Advice, Model, Plan, Snapshot
 from shared.states import Pressure, Residence
@@ -34,7 +34,8 @@ def relieved(snapshot: Snapshot, gpu_id: str) -> tuple[Advice, ...]:
         ]
     )
     if concurrency_factor(place.gpu.thermal) <= 0:
-        return _reduced(place, leaving)
+        # The gate stays shut on the last level; to unload on it takes a reading of now.
+        return () if is_stale(place.gpu) else _reduced(place, leaving)
     short = _given_way(snapshot, place, leaving)
     named = {one.model for one in short}
     return (

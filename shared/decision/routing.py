@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from shared.decision.capacity import ModelRoom, gpu_rooms, model_room
 from shared.decision.causes import NEAREST_FIRST, Cause, Choice
 from shared.decision.estimate import duration_ms
-from shared.decision.explain import dispatch_reason, listed
+from shared.decision.explain import dispatch_reason, listed, unprobed_words
 from shared.decision.filters import obstacle
 from shared.decision.load_reasons import NOT_CARRIED_OUT, plan_words
 from shared.decision.loading import plan_for
@@ -162,10 +162,31 @@ def _filter(snapshot: Snapshot, request: Request, choice: _Choice) -> _Outcome:
                 candidates.append(room)
                 del left_out[model.name]
             else:
-                left_out[model.name] = found
+                left_out[model.name] = _with_unprobed(model, found)
         if candidates:
-            return _Outcome(candidates, left_out, fell_back)
+            return _Outcome(_known_first(candidates, left_out), left_out, fell_back)
     return _Outcome([], left_out, False)
+
+
+def _with_unprobed(model: Model, found: LeftOut) -> LeftOut:
+    return replace(found, reason=f"{found.reason}; {unprobed_words(model)}") if model.unprobed else found
+
+
+def _known_first(candidates: list[ModelRoom], left_out: dict[str, LeftOut]) -> list[ModelRoom]:
+    """The candidates that a monitor looks at, else all.
+
+    One that nobody probes may serve all the same (its monitor is gone, or there is none), so it is tried
+    rather than let a request wait. But it may as well be a server that is not there, or on a card whose
+    levels nobody reads: it never competes with one that is known to answer.
+    """
+    known = [room for room in candidates if not room.model.unprobed]
+    if not known:
+        return candidates
+    for room in candidates:
+        if room.model.unprobed:
+            reason = f"{unprobed_words(room.model)}; it is taken only where no model that is probed can be"
+            left_out[room.model.name] = LeftOut(Cause.UNPROBED, reason)
+    return known
 
 
 def _dispatch(request: Request, choice: _Choice, outcome: _Outcome) -> Decision:
@@ -191,10 +212,12 @@ def _dispatch(request: Request, choice: _Choice, outcome: _Outcome) -> Decision:
 
 
 def _hold(snapshot: Snapshot, choice: _Choice, outcome: _Outcome) -> Decision:
-    hopeful = [
-        model for model in choice.first if outcome.left_out[model.name].code != Cause.CONTEXT_TOO_SMALL
-    ]
-    models = hopeful or choice.second
+    hopeful, others = (
+        [model for model in models if outcome.left_out[model.name].code != Cause.CONTEXT_TOO_SMALL]
+        for models in (choice.first, choice.second)
+    )
+    # What nobody probes may never serve: it is no reason to wait while others could take the request.
+    models = _probed(hopeful) or _probed(others) or hopeful or others or choice.all
     nearest = _nearest(models, outcome)
     plan, would = None, ""
     if outcome.left_out[nearest.name].code == Cause.NOT_RESIDENT:
@@ -208,6 +231,10 @@ def _hold(snapshot: Snapshot, choice: _Choice, outcome: _Outcome) -> Decision:
         retry_in_ms=_retry_ms(choice, outcome),
         plan=plan,
     )
+
+
+def _probed(models: Sequence[Model]) -> list[Model]:
+    return [model for model in models if not model.unprobed]
 
 
 def _loadable(

@@ -33,9 +33,11 @@ def score(rooms: Sequence[ModelRoom], request: Request) -> dict[str, Part]:
     best = min(times)
     pressures = [worst_pressure(room.gpus) for room in rooms]
     sizes = _size_factors(rooms, pressures)
+    loads = [_load(room) for room in rooms]
+    modes = _mode_factors(rooms, request, pressures, loads)
     return {
-        room.model.name: _part(room, request, _relative(time, best), pressure, size)
-        for room, time, pressure, size in zip(rooms, times, pressures, sizes, strict=True)
+        room.model.name: _part(room, request, load, _relative(time, best), mode, size)
+        for room, time, load, mode, size in zip(rooms, times, loads, modes, sizes, strict=True)
     }
 
 
@@ -65,12 +67,17 @@ def _tie_break(room: ModelRoom) -> tuple[float, float, str]:
     return (1.0 if use is None else use), hottest, room.model.name
 
 
-def _part(room: ModelRoom, request: Request, speed: float, pressure: Pressure, size: float) -> Part:
-    limit = max(1, room.claim_limit)
-    load = (room.busy + 1) / limit
+def _load(room: ModelRoom) -> float:
+    return (room.busy + 1) / _limit(room)
+
+
+def _limit(room: ModelRoom) -> int:
+    return max(1, room.claim_limit)
+
+
+def _part(room: ModelRoom, request: Request, load: float, speed: float, mode: float, size: float) -> Part:
     failures = 1 + _FAILURE_WEIGHT * _failure_share(room.model)
     affinity = _affinity(room.model, request)
-    mode = _mode(room, request, pressure)
     return Part(
         score=load * speed * failures * affinity * mode * size,
         load=load,
@@ -80,7 +87,7 @@ def _part(room: ModelRoom, request: Request, speed: float, pressure: Pressure, s
         mode=mode,
         size=size,
         busy=room.busy,
-        limit=limit,
+        limit=_limit(room),
     )
 
 
@@ -99,10 +106,36 @@ def _affinity(model: Model, request: Request) -> float:
     return 1.0 if request.agent_type is None or request.agent_type in model.agent_types else _OTHER_AGENT
 
 
+def _mode_factors(
+    rooms: Sequence[ModelRoom], request: Request, pressures: Sequence[Pressure], loads: Sequence[float]
+) -> list[float]:
+    """How little each one's kind of backend fits the request, 1 = fits.
+
+    A llama.cpp has a handful of slots and a vLLM up to hundreds: with one request each they are at 1/4 and
+    1/256, and load alone would outbid what each is for. So slots count within a kind; between the two, the
+    least loaded one of the kind that fits less starts level with that of the kind that fits.
+    """
+    own = [_mode(room, request, pressure) for room, pressure in zip(rooms, pressures, strict=True)]
+    backends = [room.model.backend for room in rooms]
+    # How little a kind fits, and its least load where it fits best.
+    kinds: dict[BackendType, tuple[float, float]] = {}
+    for backend in set(backends):
+        alike = zip(own, loads, backends, strict=True)
+        kinds[backend] = min((mode, load) for mode, load, one in alike if one is backend)
+    if len(kinds) < 2:
+        return own
+    fitting, other = sorted(kinds, key=kinds.__getitem__)
+    levelling = max(1.0, kinds[fitting][1] / kinds[other][1])
+    return [
+        mode * levelling if backend is other else mode for backend, mode in zip(backends, own, strict=True)
+    ]
+
+
 def _mode(room: ModelRoom, request: Request, pressure: Pressure) -> float:
     vllm = room.model.backend is BackendType.VLLM
-    stressed = pressure in _PRESSED or any(gpu.gpu.thermal in _HOT for gpu in room.gpus)
-    if vllm and (request.prefer_llama_cpp or stressed):
+    if vllm and (
+        request.prefer_llama_cpp or pressure in _PRESSED or any(gpu.gpu.thermal in _HOT for gpu in room.gpus)
+    ):
         return _VLLM_UNDER_STRESS
     mode = request.mode or (Mode.BATCH if request.priority <= _BATCH_PRIORITY else Mode.INTERACTIVE)
     return 1.0 if vllm is (mode is Mode.BATCH) else _OTHER_MODE
@@ -111,13 +144,17 @@ def _mode(room: ModelRoom, request: Request, pressure: Pressure) -> float:
 def _size_factors(rooms: Sequence[ModelRoom], pressures: Sequence[Pressure]) -> list[float]:
     """1 to 1.3 by rank of size: larger first at low pressure, smaller first from high on, else 1.
 
-    Ranked among the candidates at the same level, so that a level of its own is no merit or fault.
+    Ranked among the candidates of the same kind at the same level: a level of its own is no merit or fault,
+    and which kind of backend takes the request is settled by its mode.
     """
-    groups: dict[Pressure, dict[float, float]] = {}
-    for pressure in set(pressures):
-        sizes = {_size(room) for room, own in zip(rooms, pressures, strict=True) if own is pressure}
-        groups[pressure] = _ranks(sizes, pressure)
-    return [groups[pressure][_size(room)] for room, pressure in zip(rooms, pressures, strict=True)]
+    groups: dict[tuple[Pressure, BackendType], set[float]] = {}
+    own = [
+        ((pressure, room.model.backend), _size(room)) for room, pressure in zip(rooms, pressures, strict=True)
+    ]
+    for group, size in own:
+        groups.setdefault(group, set()).add(size)
+    ranks = {group: _ranks(sizes, group[0]) for group, sizes in groups.items()}
+    return [ranks[group][size] for group, size in own]
 
 
 def _ranks(sizes: set[float], pressure: Pressure) -> dict[float, float]:

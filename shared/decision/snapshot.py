@@ -37,6 +37,7 @@ class Gpu:
     interval_ms: float = 1000.0  # between two readings
     reserve_gb: float | None = None  # left free on this card; None: as the rules say
     managed_mb: float | None = None  # what our backends' processes hold, where the driver can tell
+    level_age_ms: float | None = None  # since the reading that the levels stand on; None: nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,9 @@ class Model:
     load_seconds: float | None = None  # moving average of measured loads
     loaded_ago_s: float | None = None  # since it was loaded by a plan of ours
     load_gain: float | None = None  # the gain that this plan stood on
+    host: str | None = None  # the GPU host that it is registered for; None: any
+    unprobed: bool = False  # no monitor has probed it for longer than probes may take
+    unprobed_ms: float | None = None  # since its last probe, else since it was registered; None: nobody knows
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""Benchmarks in Redis: one at a time for a model, kept alive by a heartbeat, read by anybody."""
+"""Benchmarks in Redis: one at a time for a registration, kept alive by a heartbeat, read by anybody."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -16,19 +17,33 @@ from shared.store.client import translating
 from shared.store.scripts import Scripts, encoded
 
 HEARTBEAT_TTL_S = 10.0
-"""A benchmark whose process was silent for this long is over, and its model free for the next."""
+"""A benchmark whose process was silent for this long is over, and its models free for the next."""
 _LOCK_MS = round(HEARTBEAT_TTL_S * 1000)
 
 
 class TurnOutcome(StrEnum):
     RUNNING = "RUNNING"
     ENDED = "ENDED"  # it is recorded as ended, or not known any more
-    LOST = "LOST"  # it was silent for so long that another one began
+    LOST = "LOST"  # another one measures one of its registrations
+
+
+@dataclass(frozen=True, slots=True)
+class Measurable:
+    """What is measured under the public name ``model``: every registration that answers to it.
+
+    ``names`` are all the names that these answer to, ``agent_types`` those whose jobs go to them (none =
+    any): what waits for one of them is live traffic of what is measured.
+    """
+
+    model: str
+    registrations: tuple[str, ...]
+    names: tuple[str, ...]
+    agent_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """``live``: jobs of others that wait for the model."""
+    """``live``: jobs of others that wait for what is measured."""
 
     outcome: TurnOutcome
     live: int
@@ -51,38 +66,40 @@ class BenchmarkStore:
         self._keys = keys
         self._scripts = Scripts(redis, keys, history, retention_s)
 
-    async def begin(self, benchmark_id: str, model: str, fields: Mapping[str, str]) -> str:
-        """Begin; answers the id of the one that runs, which is another's where one does already."""
-        order = {"id": benchmark_id, "model": model, "lock_ms": _LOCK_MS, "fields": dict(fields)}
+    async def begin(self, benchmark_id: str, measured: Measurable, fields: Mapping[str, str]) -> str:
+        """Begin; the id of the one that runs, which is another's where one has a registration already."""
+        order = {
+            "id": benchmark_id,
+            "model": measured.model,
+            "registrations": measured.registrations,
+            "lock_ms": _LOCK_MS,
+            "fields": dict(fields),
+        }
         _, running = await self._run("benchmark_begin", order)
         return str(running)
 
     async def turn(
-        self,
-        benchmark_id: str,
-        model: str,
-        *,
-        caller: str,
-        agent_types: Sequence[str],
-        fields: Mapping[str, str],
+        self, benchmark_id: str, measured: Measurable, *, caller: str, fields: Mapping[str, str]
     ) -> Turn:
-        """Say that it goes on; ``agent_types`` are those of the model (none = any), ``caller`` its jobs'."""
+        """Say that it goes on; ``caller`` is that of its own jobs, which are no live traffic."""
         order: dict[str, Any] = {
             "id": benchmark_id,
-            "model": model,
+            "model": measured.model,
+            "registrations": measured.registrations,
+            "names": dict.fromkeys(measured.names, True),
             "lock_ms": _LOCK_MS,
             "caller": caller,
             "fields": dict(fields),
         }
-        if agent_types:
-            order["agents"] = dict.fromkeys(agent_types, True)
+        if measured.agent_types:
+            order["agents"] = dict.fromkeys(measured.agent_types, True)
         outcome, live = await self._run("benchmark_turn", order)
         return Turn(TurnOutcome(outcome), int(live))
 
     async def end(
         self,
         benchmark_id: str,
-        model: str,
+        measured: Measurable,
         state: JobState,
         fields: Mapping[str, str],
         *,
@@ -92,7 +109,7 @@ class BenchmarkStore:
         """Record its end once, and with ``registration`` what it measured in that model's hash."""
         order: dict[str, Any] = {
             "id": benchmark_id,
-            "model": model,
+            "registrations": measured.registrations,
             "state": state.value,
             "fields": dict(fields),
             "learned": dict(learned),
@@ -109,12 +126,14 @@ class BenchmarkStore:
             fields: Any = await self._redis.hgetall(self._keys.of("benchmark", benchmark_id))
             if "state" not in fields:
                 return None
-            holder: Any = await self._redis.get(self._keys.of("benchmarking", fields["model"]))
-            if fields["state"] == JobState.RUNNING and holder != benchmark_id:
+            registrations = json.loads(fields.get("registrations", "[]"))
+            locks = [self._keys.of("benchmarking", name) for name in registrations]
+            held = bool(locks) and benchmark_id in await self._redis.mget(locks)
+            if fields["state"] == JobState.RUNNING and not held:
                 # It may have ended between the two looks.
                 fields = await self._redis.hgetall(self._keys.of("benchmark", benchmark_id))
         running = fields.get("state") == JobState.RUNNING
-        return BenchmarkRecord(benchmark_id, fields, running and holder != benchmark_id)
+        return BenchmarkRecord(benchmark_id, fields, running and not held)
 
     async def _run(self, name: str, order: Mapping[str, Any]) -> Any:
         async with translating(self._redis):

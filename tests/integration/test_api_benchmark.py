@@ -14,7 +14,7 @@ from services.api.benchmark_run import CALLER
 from shared.config import HistorySettings
 from shared.registry import Registration
 from shared.states import JobState
-from shared.store.benchmarks import BenchmarkStore, TurnOutcome
+from shared.store.benchmarks import BenchmarkStore, Measurable, TurnOutcome
 from shared.store.fleet import BackendSample, GpuSample
 from tests.kit.api_fixture import Answer, ApiClient
 from tests.kit.configs import free_ports, simulated_config, simulated_model
@@ -277,15 +277,16 @@ async def test_nothing_dispatched_is_no_measurement(api: ApiClient, api_store: S
 
 async def test_a_benchmark_whose_api_died_reads_as_failed(api: ApiClient, api_store: Store) -> None:
     benchmarks = _benchmarks(api_store)
-    assert await benchmarks.begin("b1", "alpha", {"requests": "0"}) == "b1"
+    alpha = Measurable("alpha", ("alpha",), ("alpha",))
+    assert await benchmarks.begin("b1", alpha, {"requests": "0"}) == "b1"
     alive = (await api.get("/v1/gpu/benchmarks/b1")).body
 
     await api_store.redis.delete(api_store.keys.of("benchmarking", "alpha"))  # as its TTL does
     dead = (await api.get("/v1/gpu/benchmarks/b1")).body
 
     assert (alive["state"], dead["state"], dead["error"]["type"]) == ("running", "failed", "interrupted")
-    assert await benchmarks.begin("b2", "alpha", {}) == "b2"
-    turn = await benchmarks.turn("b1", "alpha", caller=CALLER, agent_types=(), fields={})
+    assert await benchmarks.begin("b2", alpha, {}) == "b2"
+    turn = await benchmarks.turn("b1", alpha, caller=CALLER, fields={})
     assert turn.outcome is TurnOutcome.LOST
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from services.api.event_stream import JobEvents
-from shared.store.records import FailKind
+from shared.store.records import FailKind, StreamEntry
 from tests.kit.api_fixture import ApiClient, api_config, end, hear, serving, state_on
 from tests.kit.store_fixture import Store, open_store
 from tests.kit.waiting import wait_until
@@ -100,6 +101,30 @@ async def test_a_story_that_is_gone_altogether_ends_at_once(unchecked: Store, tm
         ": earlier events of this job are kept no longer",
         ": nothing more will come",
     ]
+
+
+async def test_of_an_ended_job_nothing_is_read_past_its_end(unchecked: Store, tmp_path: Path) -> None:
+    """Its final event is gone, and ten pages of other jobs' events came minutes later."""
+    await unchecked.start()
+    await unchecked.finish()
+    final = (await unchecked.events())[-1]
+    await unchecked.redis.xdel(unchecked.keys.events, final.id)
+    later_ms = int(final.id.partition("-")[0]) + 120_000
+    for number in range(30):
+        await unchecked.redis.xadd(unchecked.keys.events, {"job_id": "other"}, id=f"{later_ms}-{number}")
+    state, reads = state_on(unchecked, api_config(unchecked.url, tmp_path)), 0
+
+    async def counted(start: str) -> list[StreamEntry]:
+        nonlocal reads
+        reads += 1
+        return await state.read_events(start)
+
+    counting = replace(state, read_events=counted)
+    text = b"".join([chunk async for chunk in JobEvents(counting, await unchecked.job(), None).stream()])
+
+    assert [line[7:] for line in text.decode().splitlines() if line.startswith("event: ")] == _ENDED[:2]
+    assert text.endswith(b": nothing more will come\n\n")
+    assert reads <= 4
 
 
 async def test_a_client_that_leaves_frees_everything(store: Store, tmp_path: Path) -> None:

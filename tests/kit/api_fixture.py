@@ -23,13 +23,16 @@ import yaml
 from services.api.__main__ import http_server, listen
 from services.api.benchmark import Benchmarks
 from services.api.benchmark_run import Parts
+from services.api.gateway.gateway import Gateway
 from services.api.registry import Registry
 from services.api.state import ApiState
 from services.api.waiting import JobFeed, Subscription
 from shared.config import Settings, parse
+from shared.presence import Presence
 from shared.process import ChildProcess
 from shared.store.benchmarks import BenchmarkStore
 from shared.store.control import ControlStore
+from shared.store.grants import Grants
 from shared.store.records import StreamEntry
 from shared.store.server import EmbeddedRedis
 from shared.store.streams import Follower, read_range
@@ -172,7 +175,10 @@ class ApiClient:
                 declared = calls[method.lower()]["responses"]
                 assert str(answer.status) in declared, f"{method} {path}: {answer.status} is not declared"
                 media = answer.headers.get("content-type", "").partition(";")[0]
-                assert media in declared[str(answer.status)].get("content", {"": {}}), f"{method} {path}"
+                told = declared[str(answer.status)]
+                assert media in told.get("content", {"": {}}), f"{method} {path}"
+                due = {name for name, header in told.get("headers", {}).items() if header.get("required")}
+                assert all(name in answer.headers for name in due), f"{method} {path}: {due} are declared"
                 return
 
 
@@ -188,13 +194,24 @@ def state_on(store: Store, config: Mapping[str, Any]) -> ApiState:
     feed = JobFeed(Follower(store.reader, {store.keys.events: "0-0"}))
     history, retention_s = settings.history, settings.jobs.retention_s
     benchmarks = BenchmarkStore(store.redis, store.keys, history, retention_s)
+    registry = Registry(store.fleet, settings.registrations)
+    presence = Presence(store.fleet, service="api", host="host", address="", explicit=None)
+    gateway = Gateway(
+        settings,
+        store.jobs,
+        registry,
+        presence,
+        usable,
+        lambda holder: Grants(store.reader, store.keys, holder),
+    )
     return ApiState(
         settings=settings,
         jobs=store.jobs,
         fleet=store.fleet,
         control=ControlStore(store.redis, store.keys, history, retention_s),
         benchmarks=Benchmarks(Parts(settings, store.jobs, store.fleet, benchmarks, feed)),
-        registry=Registry(store.fleet, settings.registrations),
+        gateway=gateway,
+        registry=registry,
         feed=feed,
         read_events=read_events,
         usable=usable,
@@ -220,16 +237,18 @@ async def end(task: asyncio.Task[None]) -> None:
 @asynccontextmanager
 async def serving(state: ApiState) -> AsyncIterator[str]:
     """Serve a state's app on its port in this process; the URL."""
-    feed = asyncio.create_task(state.feed.run())
+    running = [asyncio.create_task(run) for run in (state.feed.run(), state.gateway.run())]
     with listen(state.settings.api) as listener:
         server = http_server(state)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         yield f"http://127.0.0.1:{state.settings.api.port}"
         server.should_exit = True
         state.feed.close()
+        state.gateway.stop()
         await state.benchmarks.close()
         await task
-    await end(feed)
+    for run in running:
+        await end(run)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--api-key")
     parser.add_argument("--no-slots", action="store_true")
     parser.add_argument("--no-metrics", action="store_true")
+    parser.add_argument("--embeddings", action="store_true", help="serve these, and nothing else")
     given = parser.parse_args()
     # Threads inherit the mask: blocked before llama.cpp starts any, the signals stay for sigwait().
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
@@ -44,6 +45,9 @@ def main() -> None:
     params.endpoint_metrics = not given.no_metrics
     params.warmup = params.ui = params.fit_params = False
     params.cache_ram_mib = 0
+    if given.embeddings:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     if given.api_key:
         params.api_keys = [given.api_key]
     server = xllamacpp.Server(params)

@@ -216,7 +216,11 @@ def _leaks(state: Dump, keys: Keys, jobs: _Jobs) -> Iterator[str]:
             allowed |= {keys.job(job), keys.request(job)}
             allowed |= {keys.ready(fields["target"]), _line_of(keys, fields)}
             allowed.add(keys.of("held_by", fields.get("attached_to", "")))
-    patterns = [re.escape(keys.of(name, "\0")).replace("\0", "[^:]*") for name in PERMANENT - set(STATIC)]
+    patterns = [
+        # The name of a model may hold a colon, that of a GPU may not.
+        re.escape(keys.of(name, "\0")).replace("\0", ".*" if name == "model" else "[^:]*")
+        for name in PERMANENT - set(STATIC)
+    ]
     for name in state.permanent - allowed:
         if not any(re.fullmatch(pattern, name) for pattern in patterns):
             yield f"{name} lives for ever"

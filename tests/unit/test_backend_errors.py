@@ -29,7 +29,7 @@ from tests.unit.strategies import PROPERTY
 def test_every_status_that_is_no_success_has_one_meaning(status: int) -> None:
     error = from_status(status, "words")
 
-    expected = Saturated if status in (429, 503) else Rejected if status < 500 else Broken
+    expected = Saturated if status in (429, 503) else Rejected if status < 500 or status == 501 else Broken
     assert (type(error), error.status, error.detail) == (expected, status, "words")
 
 

@@ -154,6 +154,8 @@ def test_a_level_whose_readings_stopped_says_that_the_monitor_must_report(gpu: G
     found = left_out(snapshot(PLAIN, TINY, gpus=(silent,)))
     assert "unknown" in found.reason
     assert found.reason.endswith("; its readings have stopped, so its monitor must report first")
+    stale = left_out(snapshot(PLAIN, TINY, gpus=(replace(gpu, sample_age_ms=42_000.0),)))
+    assert "; its readings have stopped (last known 42 s ago), so its monitor must report" in stale.reason
 
 
 def test_use_beside_a_vllm_pool_is_not_shown_as_use_of_the_whole_card() -> None:

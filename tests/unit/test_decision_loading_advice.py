@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from shared.decision.advice import advise
 from shared.decision.snapshot import Advice, Backlog, Snapshot
-from shared.states import Residence, Thermal
+from shared.states import BackendType, Pressure, Residence, Thermal
 from tests.unit.loading_kit import away, card, idle
 from tests.unit.strategies import MB, snapshot
 
@@ -23,6 +26,51 @@ def actions(seen: Snapshot, *queues: Backlog) -> list[tuple[str, str | None]]:
 def test_where_all_is_well_there_is_nothing_to_do() -> None:
     found = only(snapshot(idle("a", 6.0), away("z", 6.0), gpus=(card(7.0),)))
     assert (found.action, found.code, found.model) == ("nothing", "all_well", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sample_age_ms": 42_000.0}, "have stopped (last known 42 s ago)"),
+        ({"sample_age_ms": None, "level_age_ms": 600_000.0}, "have stopped (last known 600 s ago)"),
+        ({"sample_age_ms": None}, "have stopped (nobody knows since when)"),
+        ({"memory_used_mb": None}, "the memory of GPU host/0 can't be read"),
+        ({"pressure": Pressure.UNKNOWN, "thermal": Thermal.UNKNOWN}, "the memory and the heat of GPU host/0"),
+    ],
+)
+def test_what_is_not_known_is_never_called_well(changes: dict[str, Any], said: str) -> None:
+    found = only(snapshot(idle("a", 6.0), gpus=(card(7.0, **changes),)))
+
+    assert (found.action, found.code, found.gpu) == ("nothing", "unknown_readings", "host/0")
+    assert said in found.reason
+    assert "monitor of host" in found.reason
+
+
+def test_a_model_that_nobody_probes_and_a_fleet_without_a_gpu_are_not_well_either() -> None:
+    ghost = idle("ghost", 6.0, unprobed=True, unprobed_ms=30_000.0, residence=Residence.UNKNOWN)
+    found = only(snapshot(ghost, gpus=(card(7.0),)))
+    assert (found.code, found.model) == ("unknown_readings", "ghost")
+    assert "no monitor has probed it for 30 s" in found.reason
+    assert only(snapshot(gpus=())).code == "unknown_readings"
+    unsized = idle("a", 6.0, backend=BackendType.VLLM, vram_gb=None)
+    assert "register vram_gb" in only(snapshot(unsized, gpus=(card(7.0),))).reason
+
+
+def test_what_is_worth_doing_is_said_beside_what_is_not_known() -> None:
+    seen = snapshot(
+        idle("old", 6.0, ttl_s=60.0, idle_s=61.0),
+        gpus=(card(14.0), card(2.0, id="host/1", sample_age_ms=9000.0)),
+    )
+    assert [(one.action, one.code, one.gpu) for one in advise(seen)] == [
+        ("unload", "ttl", "host/0"),
+        ("nothing", "unknown_readings", "host/1"),
+    ]
+
+
+def test_a_model_that_nobody_probes_serves_no_queue() -> None:
+    ghost = idle("ghost", 2.0, residence=Residence.UNKNOWN, gpus=(), host="typo", unprobed=True)
+    seen = snapshot(ghost, away("z", 6.0), gpus=(card(2.0),))
+    assert actions(seen, Backlog("auto:Chat", 1, 8.0))[0] == ("load", "z")
 
 
 def test_what_waits_for_an_absent_model_gets_it_loaded() -> None:
@@ -98,7 +146,8 @@ def test_before_a_card_is_critical_the_cheapest_idle_models_give_way() -> None:
     assert "2.0 GB would be free and the card 75 % used" in found.changes
     fuller = replace(seen, gpus={"host/0": card(23.0)})
     assert actions(fuller) == [("unload", "cheap"), ("unload", "dear")]
-    assert actions(replace(seen, gpus={"host/0": card(20.0, sample_age_ms=4000.0)})) == [("nothing", None)]
+    stale = only(replace(seen, gpus={"host/0": card(20.0, sample_age_ms=4000.0)}))
+    assert (stale.action, stale.code) == ("nothing", "unknown_readings")
 
 
 def test_an_idle_model_moves_to_a_card_with_more_room() -> None:
@@ -123,6 +172,8 @@ def test_at_critical_heat_a_card_is_reduced_to_the_model_most_in_use() -> None:
     assert (found.model, found.victims) == ("often", ("rare",))
     assert "at critical heat (88 C) with 2 resident models: keep often, unload rare" in found.reason
     assert actions(snapshot(often, gpus=(hot,))) == [("nothing", None)]
+    stale = replace(hot, sample_age_ms=None, level_age_ms=42_000.0)
+    assert only(snapshot(rare, often, gpus=(stale,))).code == "unknown_readings"
 
 
 def test_what_jobs_wait_for_is_not_unloaded() -> None:

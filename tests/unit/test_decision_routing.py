@@ -53,6 +53,8 @@ def test_the_only_candidate_and_the_winner_of_a_tie_are_called_so() -> None:
         (replace(COLD, temperature_c=None), "normal heat (temperature unknown)"),
         (replace(COLD, effective_utilization=None), "normal memory pressure (use unknown)"),
         (replace(COLD, sample_age_ms=None), "normal heat (49 C), as last read"),
+        (replace(COLD, sample_age_ms=42_000.0), "normal heat (49 C), last known 42 s ago"),
+        (replace(COLD, sample_age_ms=None, level_age_ms=600_000.0), "heat (49 C), last known 600 s ago"),
         (replace(COLD, memory_total_mb=None), "(60 % of its memory used)"),
     ],
 )

@@ -6,11 +6,13 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.decision.routing import decide, rank
 from shared.decision.snapshot import Model, Part, Request
 from shared.states import BackendType, Mode, Pressure, Thermal
-from tests.unit.strategies import COLD, MEDIX, OPENINS, PLAIN, TINY, named, snapshot
+from tests.unit.strategies import COLD, MEDIX, OPENINS, PLAIN, PROPERTY, TINY, named, snapshot
 
 A, B, C = (named(PLAIN, name) for name in "abc")
 VLLM = replace(B, backend=BackendType.VLLM)
@@ -89,6 +91,62 @@ def test_mode_fits_backends_to_jobs(request_: Request, llama_cpp: float, vllm: f
     assert (scored["a"].mode, scored["b"].mode) == (llama_cpp, vllm)
 
 
+@PROPERTY
+@given(
+    llama_slots=st.integers(1, 64),
+    vllm_slots=st.integers(1, 1024),
+    used=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    request_=st.sampled_from((Request(), Request(mode=Mode.BATCH))),
+    pressure=st.sampled_from((Pressure.LOW, Pressure.NORMAL, Pressure.UNKNOWN)),
+    sizes=st.tuples(*[st.sampled_from((2.5, 6.5, 7.9))] * 2),
+)
+def test_interactive_goes_to_llama_cpp_and_batch_to_vllm_while_they_have_a_slot_however_many_the_other_has(
+    llama_slots: int,
+    vllm_slots: int,
+    used: tuple[float, float],
+    request_: Request,
+    pressure: Pressure,
+    sizes: tuple[float, float],
+) -> None:
+    """Alike in speed, failures and affinity; loads, and sizes of one class of the specification, vary."""
+    llama = replace(A, slots=llama_slots, in_flight=int(used[0] * llama_slots), vram_gb=sizes[0])
+    vllm = replace(VLLM, slots=vllm_slots, in_flight=int(used[1] * vllm_slots), vram_gb=sizes[1])
+    wanted, other = (vllm, llama) if request_.mode is Mode.BATCH else (llama, vllm)
+
+    # The card's own bound on requests in flight is not what is looked at.
+    gpu = replace(COLD, pressure=pressure, in_flight=0)
+    chosen = decide(snapshot(llama, vllm, gpus=(gpu,)), request_).model
+
+    free = [model for model in (wanted, other) if model.in_flight < model.slots]
+    assert chosen == (free[0] if free else None)
+
+
+def test_a_vllm_of_256_slots_does_not_outbid_an_idle_llama_cpp() -> None:
+    scored = parts(A, replace(VLLM, slots=256))
+    assert scored["a"].score == 0.25
+    # Level with the 1/4 of the other, then 1.25 for what it is less made for.
+    assert scored["b"].load == 1 / 256
+    assert scored["b"].score == pytest.approx(0.25 * 1.25)
+
+
+def test_among_one_kind_the_most_free_slots_still_count() -> None:
+    small, large = replace(VLLM, slots=8), replace(named(VLLM, "c"), slots=256)
+    scored = parts(A, small, large)
+    assert scored["b"].score == pytest.approx(32 * scored["c"].score)
+
+
+@pytest.mark.parametrize(
+    ("llama", "request_"),
+    [
+        (replace(A, failure_ema=0.5), Request()),
+        (replace(A, tokens_per_second=50.0), Request()),  # three times slower is no low latency
+        (replace(A, agent_types=()), Request(agent_type="Chat")),
+    ],
+)
+def test_failures_speed_and_affinity_still_outweigh_the_mode(llama: Model, request_: Request) -> None:
+    assert decide(snapshot(llama, replace(VLLM, slots=256)), request_).model == replace(VLLM, slots=256)
+
+
 @pytest.mark.parametrize(
     ("pressure", "thermal", "factor"),
     [
@@ -121,6 +179,12 @@ def test_size_prefers_larger_models_at_low_and_smaller_ones_at_high_pressure(
         replace(A, vram_gb=2.0), replace(B, vram_gb=6.0), replace(C, vram_gb=20.0), pressure=pressure
     )
     assert [scored[name].size for name in "abc"] == pytest.approx(sizes)
+
+
+def test_size_is_compared_among_models_of_one_kind_of_backend() -> None:
+    models = (replace(A, vram_gb=2.0), replace(C, vram_gb=6.0), replace(VLLM, vram_gb=20.0))
+    scored = parts(*models, pressure=Pressure.LOW)
+    assert [scored[name].size for name in "acb"] == [1.3, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("pressure", [Pressure.LOW, Pressure.HIGH])

@@ -10,8 +10,8 @@ from pydantic import Field
 from services.api import problems
 from services.api.benchmark import location_of
 from services.api.benchmark_bodies import Benchmark, BenchmarkParameters
-from services.api.measurable import critical, gpus_of, serving
-from services.api.parameters import ModelName, Within
+from services.api.measurable import critical, gpus_of, measurable, serving
+from services.api.parameters import KNOWN_ONCE, ModelName, Within
 from services.api.problems import (
     BENCHMARK_RUNS,
     INVALID,
@@ -27,8 +27,9 @@ from shared.decision.snapshot import Request as Asked
 from shared.decision.snapshot import Snapshot
 from shared.snapshots import snapshot_of
 from shared.states import FINAL_STATES, Action
+from shared.store.benchmarks import Measurable
 
-router = APIRouter(tags=["gpu"])
+router = APIRouter(tags=["gpu"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
 _ID_SHOWN = 64
 _PASSES = frozenset({Cause.CLAIMED_BUSY, Cause.MODEL_BUSY, Cause.GPU_BUSY, Cause.KV_FULL, Cause.SATURATED})
@@ -57,17 +58,18 @@ class BenchmarkQuery(BenchmarkParameters):
 async def benchmark_model(request: Request, query: Annotated[BenchmarkQuery, Query()]) -> Response:
     """Measure a model with real requests through the queue, behind all others.
 
-    A client that leaves while it waits cancels it. One runs for a model at a time.
+    A client that leaves while it waits cancels it. One at a time measures a model, whatever names it has.
     """
     state = state_of(request)
     parameters = BenchmarkParameters(**query.model_dump(include=set(BenchmarkParameters.model_fields)))
     async with state.store():
-        agent_types = await _checked(state, query)
-        benchmark_id, task = await state.benchmarks.start(query.model_name, agent_types, parameters)
+        what = await _checked(state, query)
+        benchmark_id, task = await state.benchmarks.start(what, parameters)
     if task is None:
         raise Problem(
             BENCHMARK_RUNS,
-            f"{query.model_name} is measured already: read {location_of(benchmark_id)}, then try again",
+            f"{query.model_name} is measured already, by this or another name: read "
+            f"{location_of(benchmark_id)}, then try again",
         )
     await state.benchmarks.wait(task, query.wait, request.is_disconnected)
     body = await _read(state, benchmark_id)
@@ -97,8 +99,8 @@ async def _read(state: ApiState, benchmark_id: str) -> Benchmark:
     return body
 
 
-async def _checked(state: ApiState, query: BenchmarkQuery) -> list[str]:
-    """The agent types whose jobs go to it too (none = any); raises ``Problem`` if it can't be measured."""
+async def _checked(state: ApiState, query: BenchmarkQuery) -> Measurable:
+    """What would be measured; raises ``Problem`` if it can't be."""
     view = await state.fleet.view(heads=0)
     snapshot = snapshot_of(view, state.settings)
     models = serving(snapshot, query.model_name)
@@ -116,9 +118,7 @@ async def _checked(state: ApiState, query: BenchmarkQuery) -> list[str]:
     reason = critical(gpus_of(snapshot, models)) or _obstacle(snapshot, query)
     if reason is not None:
         raise Problem(NOT_NOW, f"{query.model_name} cannot be measured now: {reason}")
-    if not all(model.agent_types for model in models):
-        return []
-    return sorted({agent_type for model in models for agent_type in model.agent_types})
+    return measurable(query.model_name, models)
 
 
 def _unknown(snapshot: Snapshot, name: str) -> Problem:

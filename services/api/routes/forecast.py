@@ -13,12 +13,12 @@ from services.api import problems
 from services.api.forecast import memory_forecast
 from services.api.forecast_bodies import MemoryForecast
 from services.api.gpu_names import gpus_named, place
-from services.api.parameters import Parameters, Within
+from services.api.parameters import KNOWN_ONCE, Parameters, Within
 from services.api.state import state_of
 from shared.decision.forecast import DEFAULT_HOURS, LEAST_HOURS, MOST_HOURS
 from shared.store.records import GpuView
 
-router = APIRouter(tags=["gpu"])
+router = APIRouter(tags=["gpu"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
 
 class ForecastParameters(Parameters):

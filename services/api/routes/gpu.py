@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from services.api import problems
+from services.api.parameters import KNOWN_ONCE
 from services.api.state import state_of
 from services.api.status import fleet_status
 from services.api.status_bodies import FleetStatus
 
-router = APIRouter(tags=["gpu"])
+router = APIRouter(tags=["gpu"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
 
 @router.get(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from services.api import problems
+from services.api.parameters import KNOWN_ONCE
 from services.api.representations import Body
 from services.api.state import ApiState, state_of
 from services.api.status import is_alive
@@ -12,7 +14,7 @@ from shared.errors import StoreUnavailable
 from shared.presence import package_version
 from shared.store.records import ServiceRecord, View
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
 
 class Health(Body):

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from services.api import problems
 from services.api.gpu_names import gpus_named
 from services.api.history_bodies import History, HistoryQuery, ProbeSample, Sample
+from services.api.parameters import KNOWN_ONCE
 from services.api.problems import UNKNOWN_MODEL, Problem
 from services.api.representations import number, one_of, whole
 from services.api.state import ApiState, state_of
@@ -19,7 +20,7 @@ from shared.snapshots import snapshot_of
 from shared.states import Pressure, Residence, Thermal
 from shared.store.records import StreamEntry, View
 
-router = APIRouter(tags=["gpu"])
+router = APIRouter(tags=["gpu"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
 _PAGE = 500
 

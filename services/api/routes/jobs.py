@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from loguru import logger
 
-from services.api import problems
+from services.api import job_calls, problems
 from services.api.event_stream import EventStream, JobEvents
+from services.api.parameters import KNOWN_ONCE
 from services.api.problems import ALREADY_ENDED, INVALID, KEY_REUSED, QUEUE_FULL, UNKNOWN_JOB, Problem
-from services.api.representations import Job, JobList, decision_headers, job_of
+from services.api.representations import JobList, decision_headers, job_of
 from services.api.requests import Idempotency, idempotency, parse_request, read_body
 from services.api.state import ApiState, state_of
 from services.api.waiting import wait_for_end
@@ -22,27 +23,13 @@ from shared.states import FINAL_STATES, JobState
 from shared.store.records import CancelOutcome, JobRecord, NewJob, SubmitOutcome, Submitted
 from shared.submission import new_job, new_job_id
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
 _RETRY_UNKNOWN_S = 30
 _RETRY_MOST_S = 60
 _ID_SHOWN = 64
 """Characters of an unknown id that its 404 repeats."""
 _CANCEL_REASON = "cancelled over the HTTP API"
-
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
-    }
-}
-_SSE: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "One event a transition: `event` its type, `id` its place in the stream, `data` JSON",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    },
-    204: {"description": "The job has ended and Last-Event-ID was its last event: nothing more will come"},
-}
 
 Wait = Annotated[
     float | None, Query(ge=0, description="Seconds to wait for the job's end, at most api.max_wait_s")
@@ -53,19 +40,13 @@ Wait = Annotated[
     "/v1/jobs",
     status_code=202,
     response_class=Response,
-    openapi_extra=_BODY,
-    responses={
-        200: {"model": Job, "description": "It ended within `wait`"},
-        202: {"model": Job, "description": "Accepted: it is safe from now on"},
-        **problems.responses(400, 413, 422, 429, 503),
-    },
+    openapi_extra=job_calls.BODY,
+    responses=job_calls.SUBMIT,
 )
 async def submit_job(
     request: Request,
     wait: Wait = None,
-    idempotency_key: Annotated[
-        str | None, Header(description="Makes a repetition of this request answer with the first one's job")
-    ] = None,
+    idempotency_key: job_calls.IdempotencyKey = None,
 ) -> Response:
     """Accept a job. A client that leaves while it waits does not cancel the job."""
     started = time.perf_counter()
@@ -107,7 +88,7 @@ async def list_jobs(
 @router.get(
     "/v1/jobs/{job_id}",
     response_class=Response,
-    responses={200: {"model": Job}, **problems.responses(404, 422, 503)},
+    responses=job_calls.READ,
 )
 async def read_job(request: Request, job_id: str, wait: Wait = None) -> Response:
     """One job as it stands; with `wait` once it has ended, or when the time is up."""
@@ -122,11 +103,7 @@ async def read_job(request: Request, job_id: str, wait: Wait = None) -> Response
 @router.delete(
     "/v1/jobs/{job_id}",
     response_class=Response,
-    responses={
-        200: {"model": Job, "description": "Cancelled"},
-        202: {"model": Job, "description": "It runs: its router was asked to cancel it"},
-        **problems.responses(404, 409, 503),
-    },
+    responses=job_calls.CANCEL,
 )
 async def cancel_job(request: Request, job_id: str) -> Response:
     """Cancel a job: at once while it waits, by request while it runs."""
@@ -146,12 +123,12 @@ async def cancel_job(request: Request, job_id: str) -> Response:
 @router.get(
     "/v1/jobs/{job_id}/events",
     response_class=Response,
-    responses={**_SSE, **problems.responses(404, 422, 503)},
+    responses=job_calls.FOLLOW,
 )
 async def follow_job(
     request: Request,
     job_id: str,
-    last_event_id: Annotated[str | None, Header(description="Go on after this event")] = None,
+    last_event_id: job_calls.LastEventId = None,
 ) -> Response:
     """The job's transitions so far, then as they happen, as server-sent events until its end."""
     state = state_of(request)

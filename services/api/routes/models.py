@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from loguru import logger
 
 from services.api import problems
-from services.api.model_bodies import ModelDetail, ModelList
+from services.api.model_bodies import NAME_SCHEMA, ModelDetail, ModelList, registration_schema
 from services.api.models import model_details, parse_registration
+from services.api.parameters import KNOWN_ONCE
 from services.api.problems import MODEL_EXISTS, MODEL_OF_FILE, UNKNOWN_MODEL, Problem
+from services.api.representations import location
 from services.api.requests import read_body
 from services.api.state import ApiState, state_of
 from shared.registry import Registration
 from shared.store.control import PutOutcome, RemoveOutcome
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
 _NAME_SHOWN = 128
+_HERE = location("The model")
 
 
 def _body(*required: str) -> dict[str, Any]:
-    schema: dict[str, Any] = {"$ref": "#/components/schemas/Registration"}
-    if not required:
-        # The path names it, so that the body need not.
-        schema = {"description": "The fields of a Registration; its name may be left out", "type": "object"}
+    schema = registration_schema(*required)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
@@ -47,7 +47,7 @@ async def list_models(request: Request) -> Response:
     response_class=Response,
     openapi_extra=_body("name"),
     responses={
-        201: {"model": ModelDetail, "description": "Registered"},
+        201: {"model": ModelDetail, "description": "Registered", "headers": _HERE},
         **problems.responses(400, 409, 413, 422, 503),
     },
 )
@@ -71,14 +71,15 @@ async def read_model(request: Request, name: str) -> Response:
 @router.put(
     "/v1/gpu/models/{name:path}",
     response_class=Response,
-    openapi_extra=_body(),
+    openapi_extra=_body(),  # the path names it, so that the body need not
     responses={
-        200: {"model": ModelDetail, "description": "Replaced, or the same as before"},
-        201: {"model": ModelDetail, "description": "Registered"},
-        **problems.responses(400, 409, 413, 422, 503),
+        200: {"model": ModelDetail, "description": "Replaced, or the same as before", "headers": _HERE},
+        201: {"model": ModelDetail, "description": "Registered", "headers": _HERE},
+        # 404: a path with a line break in it leads nowhere.
+        **problems.responses(400, 404, 409, 413, 422, 503),
     },
 )
-async def put_model(request: Request, name: str) -> Response:
+async def put_model(request: Request, name: Annotated[str, Path(json_schema_extra=NAME_SCHEMA)]) -> Response:
     """Register a model, or replace its registration; what was learned stays if its server is the same."""
     state = state_of(request)
     entry = parse_registration(await read_body(request, state.settings.api.max_body_bytes), name)

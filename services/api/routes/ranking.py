@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from services.api import problems
+from services.api.parameters import KNOWN_ONCE
 from services.api.problems import UNKNOWN_AGENT_TYPE, UNKNOWN_MODEL, Problem
 from services.api.ranking import ranking, request_for
 from services.api.ranking_bodies import Ranking, RankingQuery
@@ -15,7 +16,7 @@ from shared.decision.causes import Cause
 from shared.states import Action
 from shared.store.records import View
 
-router = APIRouter(tags=["gpu"])
+router = APIRouter(tags=["gpu"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
 
 @router.get(

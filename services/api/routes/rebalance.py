@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from services.api import problems
-from services.api.parameters import Parameters
+from services.api.parameters import KNOWN_ONCE, Parameters
 from services.api.problems import NO_LAUNCHER, Problem
 from services.api.rebalance_bodies import Rebalance, RebalanceAction
 from services.api.state import ApiState, state_of
@@ -18,7 +18,7 @@ from shared.decision.advice import advise
 from shared.decision.snapshot import Advice
 from shared.snapshots import snapshot_of
 
-router = APIRouter(tags=["gpu"])
+router = APIRouter(tags=["gpu"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
 _HEADS = 8
 """Jobs of each queue that are looked at: the first to go are about the oldest."""

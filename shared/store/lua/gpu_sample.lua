@@ -31,6 +31,8 @@ if late then return {'LATE', seq} end
 record_memory(o.id, o.fields, ts)
 if changed then seq = seq + 1 end
 o.level.seq = int(seq)
+-- In the key without expiry: when the readings stop it is known since when.
+o.level.read_ms = int(ts)
 hset(level, o.level)
 redis.call('DEL', gpu)
 flat[#flat + 1] = 'boot'

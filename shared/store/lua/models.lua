@@ -30,6 +30,8 @@ local function put_model(name, raw)
   if not same_server(entry_of(redis.call('HGET', K.models, name)), entry_of(raw)) then
     forget_learned(name)
     redis.call('PERSIST', key('model', name))
+    -- From here on its first probe is waited for.
+    redis.call('HSET', key('model', name), 'registered_ms', int(NOW))
   end
   redis.call('HSET', K.models, name, raw)
   xadd('control', 'model.registered', {'model', name}, {'registration', raw})
