@@ -23,8 +23,9 @@ from shared.errors import ConfigError
 from shared.registry import SPECIFICATION_MODELS, Registration
 
 ENV_PREFIX = "ORCH_"
-RESERVED_ENV = frozenset({"ORCH_CONFIG", "ORCH_HOST_NAME", "ORCH_INSTANCE"})
-"""Variables with the prefix that are no settings: file path, GPU host's name, process's name."""
+RESERVED_ENV = frozenset({"ORCH_CONFIG", "ORCH_HOST_NAME", "ORCH_INSTANCE", "ORCH_API_URL", "ORCH_API_KEY"})
+"""Variables with the prefix that are no settings: file path, GPU host's name, process's name, and which api
+the command line calls with which key."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -142,6 +143,9 @@ class ThermalThresholds(Section):
 class SimulatorSettings(Section):
     """The simulated GPU host, used where no models are configured or where they say ``simulated``."""
 
+    host: Annotated[str, StringConstraints(min_length=1, max_length=253)] = "127.0.0.1"
+    """The IPv4 address that it listens on. Nothing there asks for a key: elsewhere than on loopback only in a
+    network of one's own, such as that of docker-compose.yml."""
     port: Port = 8090
     """Control port: state of the simulated GPU, faults, speeds."""
     gpu_name: str = "Simulated NVIDIA GeForce RTX 3090"

@@ -79,6 +79,7 @@ class JobEvents:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         with self._state.feed.subscribe(self._job_id) as events:
+            await self._state.feed.follows()
             try:
                 if await self._trimmed():
                     yield _TRIMMED

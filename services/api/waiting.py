@@ -18,6 +18,7 @@ from shared.store.streams import Follower
 POLL_S = 1.0
 """How often a waiter looks for itself: an event can be lost, with the data of a Redis for one."""
 _AWAY_S = 0.25
+_LINGER_S = 1.0
 _MOST_UNREAD = 1000
 """Events kept for a client that does not read them; a job seldom has more than ten."""
 
@@ -60,6 +61,9 @@ class JobFeed:
         self._follower = follower
         self._subscriptions: defaultdict[str, set[Subscription]] = defaultdict(set)
         self._closed = False
+        self._wanted = asyncio.Event()
+        self._following = asyncio.Event()
+        self._last_wanted = 0.0
 
     @property
     def subscribers(self) -> int:
@@ -76,6 +80,7 @@ class JobFeed:
         if self._closed:
             subscription.close()
         self._subscriptions[job_id].add(subscription)
+        self._wanted.set()
         try:
             yield subscription
         finally:
@@ -83,6 +88,19 @@ class JobFeed:
             remaining.discard(subscription)
             if not remaining:
                 del self._subscriptions[job_id]
+            if not self._subscriptions:
+                self._last_wanted = time.monotonic()
+                self._wanted.clear()
+
+    async def follows(self) -> None:
+        """Return once all that happens from now on reaches those who have subscribed.
+
+        Or after a second: while Redis is away they go by what they read for themselves.
+        """
+        if not self._following.is_set() and not self._closed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._following.wait()
 
     def close(self) -> None:
         """End all waiting, so that the process can stop; who waited gets the job as it is."""
@@ -92,17 +110,30 @@ class JobFeed:
                 subscription.close()
 
     async def run(self) -> None:
-        """Follow until cancelled; while Redis is away nothing is missed, since positions are kept."""
+        """Follow until cancelled, while somebody wants to know; a Redis away is waited out without a miss."""
+        while True:
+            await self._wanted.wait()
+            await self._insist(self._follower.skip)
+            self._following.set()
+            # Reading on for a moment spares the next one who waits for a job the beginning.
+            while self._wanted.is_set() or time.monotonic() - self._last_wanted < _LINGER_S:
+                await self._insist(self._pass_on)
+            self._following.clear()
+
+    async def _pass_on(self) -> None:
+        for _, entry in await self._follower.read():
+            for subscription in self._subscriptions.get(entry.fields.get("job_id", ""), ()):
+                subscription.put(entry)
+
+    async def _insist(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await self._follower.settle()
-                while True:
-                    for _, entry in await self._follower.read():
-                        for subscription in self._subscriptions.get(entry.fields.get("job_id", ""), ()):
-                            subscription.put(entry)
+                await step()
             except StoreUnavailable as error:
                 logger.debug("following the job events waits for Redis: {}", error)
                 await asyncio.sleep(_AWAY_S)
+            else:
+                return
 
 
 async def wait_for_end(
@@ -119,6 +150,7 @@ async def wait_for_end(
     """
     deadline = time.monotonic() + within_s
     with feed.subscribe(record.job_id) as events:
+        await feed.follows()
         while True:
             with suppress(StoreUnavailable):
                 found = await get(record.job_id)

@@ -106,6 +106,11 @@ class Follower:
                     last: Any = await self._reader.xrevrange(stream, count=1)
                     self._positions[stream] = last[0][0] if last else "0-0"
 
+    async def skip(self) -> None:
+        """Go on from what is newest now, wherever it was before."""
+        self._positions = dict.fromkeys(self._positions, "$")
+        await self.settle()
+
     @property
     def positions(self) -> Mapping[str, str]:
         return self._positions
