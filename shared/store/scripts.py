@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
+from redis.exceptions import NoScriptError
 
 from shared.config import HistorySettings
 from shared.keys import PATTERNS, STATIC, Keys
@@ -21,13 +24,14 @@ INDEX_KEPT = 20_000
 _ALLOWED_WHEN_FULL = frozenset(
     {"claim", "renew", "finish", "fail", "cancel", "sweep", "promote", "expire", "trim", "hold", "reject"}
     | {"acknowledge", "gpu_sample", "backend_sample", "heartbeat", "retire", "view", "mend"}
-    | {"remove_model", "benchmark_turn", "benchmark_end"}
+    | {"remove_model", "benchmark_turn", "benchmark_end", "revoke_api_key", "touch_api_keys"}
 )
 """Scripts that must work at maxmemory: they end work or write bounded state (redis-streams.md, section 2)."""
 
 _INCLUDED = {
     "create": frozenset({"submit", "admit"}),
     "history": frozenset({"gpu_sample", "claim"}),
+    "limits": frozenset({"submit"}),
     "models": frozenset({"register", "put_model", "remove_model"}),
     "once": frozenset({"put_model", "remove_model", "announce"}),
 }
@@ -45,11 +49,30 @@ NAMES = tuple(
 )
 
 
+_MOST_TOGETHER = 64
+"""Calls sent at once: their replies are read before the next ones go out."""
+_Word = str | bytes | int
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    name: str
+    args: Sequence[_Word]
+    reply: asyncio.Future[Any]
+
+
 class Scripts:
-    """The scripts of one namespace; ``run`` sends EVALSHA and falls back to loading on NOSCRIPT."""
+    """The scripts of one namespace; ``run`` sends EVALSHA and falls back to loading on NOSCRIPT.
+
+    A call that comes while another one is under way waits for its reply and then goes out together with all
+    that came meanwhile: under load one write and one read serve many, while a single caller waits for nobody.
+    """
 
     def __init__(self, redis: Redis, keys: Keys, history: HistorySettings, retention_s: float) -> None:
         self._redis = redis
+        self._under_way = False
+        self._waiting: list[_Call] = []
+        self._sending: asyncio.Task[None] | None = None
         self._slot_key = keys.events
         prelude = _prelude(keys, history, retention_s)
         self._scripts: dict[str, AsyncScript] = {
@@ -58,7 +81,64 @@ class Scripts:
 
     async def run(self, name: str, *args: str | bytes | int) -> Any:
         """Run a script; its reply is parsed by the typed wrapper that called."""
+        if self._under_way or self._sending is not None:
+            call = _Call(name, args, asyncio.get_running_loop().create_future())
+            self._waiting.append(call)
+            return await call.reply
+        self._under_way = True
+        try:
+            return await self._single(name, args)
+        finally:
+            self._under_way = False
+            if self._waiting:
+                self._sending = asyncio.create_task(self._send_waiting())
+
+    async def _single(self, name: str, args: Sequence[_Word]) -> Any:
         return await self._scripts[name](keys=[self._slot_key], args=list(args))
+
+    async def _send_waiting(self) -> None:
+        try:
+            while self._waiting:
+                calls, self._waiting = self._waiting[:_MOST_TOGETHER], self._waiting[_MOST_TOGETHER:]
+                # Nobody waits for the others any more: they were told that nothing happened.
+                await self._send([call for call in calls if not call.reply.done()])
+        finally:
+            self._sending = None
+            for call in self._waiting:
+                call.reply.cancel()
+            self._waiting = []
+
+    async def _send(self, calls: Sequence[_Call]) -> None:
+        try:
+            replies = await self._together(calls)
+        except Exception as error:
+            replies = [error] * len(calls)
+        for call, reply in zip(calls, replies, strict=True):
+            if call.reply.done():
+                continue  # whoever asked waits no more
+            if isinstance(reply, NoScriptError):
+                await self._repeat(call)
+            elif isinstance(reply, Exception):
+                call.reply.set_exception(reply)
+            else:
+                call.reply.set_result(reply)
+
+    async def _together(self, calls: Sequence[_Call]) -> list[Any]:
+        pipe = self._redis.pipeline(transaction=False)
+        for call in calls:
+            pipe.evalsha(self._scripts[call.name].sha, 1, self._slot_key, *call.args)
+        return await pipe.execute(raise_on_error=False)
+
+    async def _repeat(self, call: _Call) -> None:
+        """Once more by itself, which loads the script."""
+        try:
+            reply = await self._single(call.name, call.args)
+        except Exception as error:
+            if not call.reply.done():
+                call.reply.set_exception(error)
+        else:
+            if not call.reply.done():
+                call.reply.set_result(reply)
 
 
 def encoded(order: Mapping[str, Any]) -> bytes:
