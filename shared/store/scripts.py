@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -17,6 +17,7 @@ from redis.exceptions import NoScriptError
 from shared.config import HistorySettings
 from shared.keys import PATTERNS, STATIC, Keys
 from shared.states import JobEvent, JobState
+from shared.store.lua_parts import linked, words
 
 INDEX_KEPT = 20_000
 """Newest jobs that GET /v1/jobs can list; twice the default queue bound."""
@@ -74,9 +75,8 @@ class Scripts:
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
         self._slot_key = keys.events
-        prelude = _prelude(keys, history, retention_s)
         self._scripts: dict[str, AsyncScript] = {
-            name: redis.register_script(_source(name, prelude)) for name in NAMES
+            name: redis.register_script(_source(name, keys, history, retention_s)) for name in NAMES
         }
 
     async def run(self, name: str, *args: str | bytes | int) -> Any:
@@ -150,10 +150,20 @@ def encoded(order: Mapping[str, Any]) -> bytes:
     return json.dumps(order, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def _source(name: str, prelude: str) -> str:
+def _source(name: str, keys: Keys, history: HistorySettings, retention_s: float) -> str:
     shebang = "#!lua flags=allow-oom\n" if name in _ALLOWED_WHEN_FULL else "#!lua\n"
-    parts = ["common", *(part for part, users in _INCLUDED.items() if name in users), name]
-    return shebang + prelude + "\n".join(_read(part) for part in parts)
+    return shebang + _prelude(_words(name), keys, history, retention_s) + _text(name)
+
+
+@cache
+def _text(name: str) -> str:
+    parts = ["common", *(part for part, users in _INCLUDED.items() if name in users)]
+    return linked([_read(part) for part in parts], _read(name))
+
+
+@cache
+def _words(name: str) -> frozenset[str]:
+    return frozenset(words(_text(name)))
 
 
 @cache
@@ -161,19 +171,20 @@ def _read(name: str) -> str:
     return (files("shared.store") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
-def _prelude(keys: Keys, history: HistorySettings, retention_s: float) -> str:
-    patterns = {name: keys.of(name, "\0").split("\0") for name in PATTERNS}
+def _prelude(used: Set[str], keys: Keys, history: HistorySettings, retention_s: float) -> str:
+    """The tables of key names, states and limits, as far as a script uses them."""
+    patterns = {name: keys.of(name, "\0").split("\0") for name in PATTERNS if name in used}
     kept = {**history.model_dump(), "index": INDEX_KEPT}
-    lines = [
-        f"local K = {_table({name: keys.static(name) for name in STATIC})}",
-        f"local P = {_table(patterns)}",
-        f"local STATE = {_table({state.value: state.value for state in JobState})}",
-        f"local EVENT = {_table({event.value.removeprefix('job.'): event.value for event in JobEvent})}",
-        f"local KEEP = {_table(kept)}",
-        f"local RETENTION_MS = {round(retention_s * 1000)}",
-        f"local HISTORY_MS = {HISTORY_DAYS * 86_400_000}",
-    ]
-    return "\n".join(lines) + "\n"
+    values = {
+        "K": _table({name: keys.static(name) for name in STATIC if name in used}),
+        "P": _table(patterns),
+        "STATE": _table({state.value: state.value for state in JobState}),
+        "EVENT": _table({event.value.removeprefix("job."): event.value for event in JobEvent}),
+        "KEEP": _table(kept),
+        "RETENTION_MS": str(round(retention_s * 1000)),
+        "HISTORY_MS": str(HISTORY_DAYS * 86_400_000),
+    }
+    return "".join(f"local {name} = {value}\n" for name, value in values.items() if name in used)
 
 
 def _table(values: Mapping[str, str | int | Sequence[str]]) -> str:

@@ -237,6 +237,7 @@ def _timeless(left: Dump, namespace: str) -> dict[str, Any]:
     return {name.removeprefix(namespace): value for name, value in found.items()}
 
 
+_LIVES_AT_ONCE = 64
 _FAULTS = (Fault.CUT, Fault.DROP_REPLY, Fault.STALL, Fault.BLACKHOLE)
 
 
@@ -279,8 +280,13 @@ async def test_a_life_ends_the_same_whichever_of_its_commands_is_spoiled(store: 
     clean = {life: await _live(store, life) for life in LIVES}
     wrong: list[str] = []
 
+    # They share the direct connections, of which there are not many.
+    places = asyncio.Semaphore(_LIVES_AT_ONCE)
+
     async def spoil(life: str, fault: Fault, at: int) -> None:
-        end, expected = (await _live(store, life, fault, at)).left, clean[life].left
+        async with places:
+            left = (await _live(store, life, fault, at)).left
+        end, expected = left, clean[life].left
         differing = {name for name in {*end, *expected} if end.get(name) != expected.get(name)}
         if differing:
             wrong.append(f"{life}: {fault} of {at} ({clean[life].commands[at - 1]}): {differing}")
