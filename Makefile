@@ -1,4 +1,4 @@
-# make up | test | test-vllm | check | lint | clean      CONFIG=file make up      PYTHON=python3.12 make up
+# make up | test | test-vllm | verify-compose | check | lint | clean      CONFIG=file make up      PYTHON=python3.12 make up
 PYTHON ?= python3
 CONFIG ?=
 BIN := .venv/bin
@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 TOOLS := .venv/.tools
 VLLM := .venv-vllm
 
-.PHONY: up test test-vllm check lint clean
+.PHONY: up test test-vllm verify-compose check lint clean
 .NOTPARALLEL:
 
 up: $(INSTALLED)
@@ -19,6 +19,9 @@ test: $(TOOLS)
 
 test-vllm: $(TOOLS) $(VLLM)/.installed # the contract on the real vLLM (CPU build): 2.5 GB, five minutes
 	@VLLM_PYTHON='$(CURDIR)/$(VLLM)/bin/python' $(BIN)/python -m pytest -m vllm tests/contract $(ARGS)
+
+verify-compose: $(TOOLS) # builds and runs the containers: with Docker, or as root on Debian (installs an engine)
+	@$(BIN)/python -m pytest tests/e2e/verify_compose.py $(ARGS)
 
 check: lint test
 

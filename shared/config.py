@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
     model_validator,
 )
 
+from shared.api_settings import ApiSettings as ApiSettings
+from shared.api_settings import Port, Seconds, Section
 from shared.errors import ConfigError
 from shared.registry import SPECIFICATION_MODELS, Registration
 
@@ -27,14 +28,8 @@ RESERVED_ENV = frozenset({"ORCH_CONFIG", "ORCH_HOST_NAME", "ORCH_INSTANCE", "ORC
 """Variables with the prefix that are no settings: file path, GPU host's name, process's name, and which api
 the command line calls with which key."""
 
-Seconds = Annotated[float, Field(gt=0, le=86400)]
-Port = Annotated[int, Field(ge=1, le=65535)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Celsius = Annotated[float, Field(gt=0, le=150)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RedisSettings(Section):
@@ -47,13 +42,6 @@ class RedisSettings(Section):
     @property
     def effective_url(self) -> str:
         return self.url or f"redis://127.0.0.1:{self.embedded_port}/0"
-
-
-class ApiSettings(Section):
-    host: str = "127.0.0.1"
-    port: Port = 8000
-    max_body_bytes: Annotated[int, Field(ge=1024, le=512 * 2**20)] = 8 * 2**20
-    max_wait_s: Seconds = 300.0
 
 
 class GpuSettings(Section):

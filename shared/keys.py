@@ -23,6 +23,8 @@ STATIC: dict[str, str] = {
     "models": "models",
     "control": "control",
     "services": "services",
+    "api_keys": "api_keys",
+    "api_keys_used": "api_keys:used",
 }
 """Names without a variable part, below the namespace."""
 
@@ -45,6 +47,9 @@ PATTERNS: dict[str, str] = {
     "benchmarking": "benchmarking:{}",
     "gpu_history": "history:gpu:{}",
     "request_history": "history:requests:{}",
+    "key_live": "api_keys:{}:live",
+    "key_running": "api_keys:{}:running",
+    "key_minute": "api_keys:{}:minute",
 }
 """Names with one variable part (a GPU id ``host/index``, a target, a job id, a model name, ...).
 
@@ -55,7 +60,8 @@ PERMANENT: frozenset[str] = frozenset(STATIC) | {"gpu_level", "placement", "mode
 """Keys that may live without a TTL; every other key must carry one, or exist only for a time.
 
 ``job`` and ``request`` carry a TTL from the moment their job ends; ``ready`` and ``caller`` exist only while
-jobs wait, ``held_by`` only while an api has attached jobs.
+jobs wait, ``held_by`` only while an api has attached jobs, ``key_live`` and ``key_running`` only while an API
+key with such limits has jobs.
 """
 
 ROUTER_GROUP = "router"

@@ -19,6 +19,7 @@ from services.api.app import create_app
 from services.api.benchmark import Benchmarks
 from services.api.benchmark_run import Parts
 from services.api.gateway.gateway import Gateway
+from services.api.keyring import Keyring, warn_if_open
 from services.api.registry import Registry
 from services.api.state import ApiState
 from services.api.upkeep import Upkeep
@@ -29,6 +30,7 @@ from shared.ending import log_end
 from shared.errors import ConfigError, OrchestratorError
 from shared.keys import Keys
 from shared.presence import Presence
+from shared.store.api_keys import ApiKeyStore
 from shared.store.benchmarks import BenchmarkStore
 from shared.store.client import connect_commands, connect_reader, wait_for_server
 from shared.store.control import ControlStore
@@ -73,7 +75,8 @@ def main() -> int:
         return 2 if isinstance(error, ConfigError) else 1
     except Exception as error:
         log_end("api", error)
-        return 1
+        wrong = error.subgroup(ConfigError) if isinstance(error, ExceptionGroup) else None
+        return 1 if wrong is None else 2
     return 0
 
 
@@ -116,6 +119,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             serving = group.create_task(server.serve(sockets=[listener]))
             host, port = listener.getsockname()[:2]
             redis = settings.redis.effective_url.rpartition("@")[2]
+            warn_if_open(settings.api)
             logger.info("api listens on {}:{}, Redis at {}", host, port, redis)
             await stop.wait()
             logger.info("api stops")
@@ -150,13 +154,15 @@ def compose(settings: Settings, stack: AsyncExitStack) -> tuple[ApiState, Upkeep
         address=f"http://{settings.api.host}:{settings.api.port}",
         explicit=os.environ.get("ORCH_INSTANCE"),
     )
-    upkeep = Upkeep(lambda: wait_for_server(commands), registry, presence)
+    history, retention_s = settings.history, settings.jobs.retention_s
+    key_store = ApiKeyStore(commands, keys, history, retention_s)
+    keyring = Keyring(key_store, settings.api, Follower(reader, {keys.control: "$"}))
+    upkeep = Upkeep(lambda: wait_for_server(commands), registry, keyring, presence)
     stack.push_async_callback(upkeep.leave)
 
     async def read_events(start: str) -> list[StreamEntry]:
         return await read_range(commands, keys.events, start=start)
 
-    history, retention_s = settings.history, settings.jobs.retention_s
     jobs = JobStore(commands, keys, history, retention_s)
     feed = JobFeed(Follower(reader, {keys.events: "$"}))
     measured = BenchmarkStore(commands, keys, history, retention_s)
@@ -173,6 +179,7 @@ def compose(settings: Settings, stack: AsyncExitStack) -> tuple[ApiState, Upkeep
         benchmarks=benchmarks,
         gateway=gateway,
         registry=registry,
+        keyring=keyring,
         feed=feed,
         read_events=read_events,
         usable=upkeep.usable,

@@ -19,6 +19,8 @@ from services.api.routes import (
     ranking,
     rebalance,
 )
+from services.api.security import Rim
+from services.api.security_document import describe
 from services.api.state import ApiState
 from shared.jobs import JobRequest
 from shared.presence import package_version
@@ -42,6 +44,7 @@ class _App(FastAPI):
                 schemas[name] = schema
             _drop_unused_errors(found)
             openai.describe(found)
+            describe(found)
         return super().openapi()
 
 
@@ -56,6 +59,7 @@ def create_app(state: ApiState) -> FastAPI:
     )
     app.state.api = state
     problems.install(app)
+    app.add_middleware(Rim, keyring=state.keyring, settings=state.settings.api)
     app.router.routes[:0] = openai.routes(state.gateway)
     for routes in (jobs, gpu, forecast, ranking, history, rebalance, benchmark, models, health):
         app.include_router(routes.router)

@@ -61,6 +61,9 @@ UNKNOWN_GPU = ProblemType(404, "unknown-gpu", "No such GPU")
 UNKNOWN_MODEL = ProblemType(404, "unknown-model", "No such model")
 UNKNOWN_AGENT_TYPE = ProblemType(404, "unknown-agent-type", "No model serves this agent type")
 UNKNOWN_BENCHMARK = ProblemType(404, "unknown-benchmark", "No such benchmark")
+NO_KEY = ProblemType(401, "no-key", "A good API key is needed")
+NOT_ALLOWED = ProblemType(403, "not-allowed", "The API key does not allow this")
+CROSS_SITE = ProblemType(403, "cross-site", "The page of another site asks for this")
 ALREADY_ENDED = ProblemType(409, "already-ended", "The job has already ended")
 MODEL_EXISTS = ProblemType(409, "model-exists", "The model is registered already")
 MODEL_OF_FILE = ProblemType(409, "model-of-file", "The model belongs to the configuration file")
@@ -68,9 +71,11 @@ BENCHMARK_RUNS = ProblemType(409, "benchmark-runs", "A benchmark of this model r
 NOT_NOW = ProblemType(409, "not-now", "The model cannot be measured now")
 NO_LAUNCHER = ProblemType(409, "no-launcher", "Nothing can carry this out")
 TOO_LARGE = ProblemType(413, "too-large", "The body is too large")
+UNKNOWN_HOST = ProblemType(421, "unknown-host", "The api does not answer to this name")
 INVALID = ProblemType(422, "invalid-request", "A field is wrong")
 KEY_REUSED = ProblemType(422, "idempotency-key-reused", "The idempotency key stands for another request")
 QUEUE_FULL = ProblemType(429, "queue-full", "The queue is full")
+KEY_LIMIT = ProblemType(429, "key-limit", "A limit of the API key is reached")
 INTERNAL = ProblemType(500, "internal-error", "The api failed")
 UNAVAILABLE = ProblemType(503, "store-unavailable", "Redis cannot be used right now")
 
@@ -117,13 +122,18 @@ async def _answer(request: Request, error: Exception) -> Response:
     problem = _problem_of(error, request)
     if problem.kind is UNAVAILABLE:
         logger.debug("503 for {} {}: {}", request.method, request.url.path, error)
+    return answer(problem, _path(request))
+
+
+def answer(problem: Problem, path: str) -> Response:
+    """The answer that a problem is; ``path`` is that of the request, decoded."""
     kind = problem.kind
     body = ProblemBody(
         type=f"urn:gpu-orchestrator:problem:{kind.name}" if kind.name else "about:blank",
         title=kind.title,
         status=kind.status,
         detail=problem.detail,
-        instance=quote(_path(request), safe=_URI_PATH),
+        instance=quote(path, safe=_URI_PATH),
         field=problem.field or None,
         known=problem.known,
     )
@@ -144,11 +154,7 @@ def _problem_of(error: Exception, request: Request) -> Problem:
         case InvalidRequest():
             return Problem(INVALID, str(error), field=error.field)
         case StoreUnavailable():
-            return Problem(
-                UNAVAILABLE,
-                f"Redis cannot be used right now ({error}): try again",
-                headers={"Retry-After": str(_RETRY_AFTER_S)},
-            )
+            return unavailable(error)
         case RequestValidationError():
             item = error.errors()[0]
             name = str(item["loc"][-1])
@@ -157,6 +163,15 @@ def _problem_of(error: Exception, request: Request) -> Problem:
         case HTTPException():
             return _of_routing(error, request)
     return Problem(INTERNAL, "an unexpected error: the log of the api says more")
+
+
+def unavailable(error: StoreUnavailable) -> Problem:
+    """What is said while Redis is away."""
+    return Problem(
+        UNAVAILABLE,
+        f"Redis cannot be used right now ({error}): try again",
+        headers={"Retry-After": str(_RETRY_AFTER_S)},
+    )
 
 
 def _of_routing(error: HTTPException, request: Request) -> Problem:

@@ -12,6 +12,7 @@ from fastapi import Request
 from services.api.benchmark import Benchmarks
 from services.api.gateway.gateway import Gateway
 from services.api.gateway.redis_away import STORE_TIMEOUT_S
+from services.api.keyring import Keyring
 from services.api.registry import Registry
 from services.api.waiting import JobFeed
 from shared.config import Settings
@@ -36,6 +37,7 @@ class ApiState:
     benchmarks: Benchmarks
     gateway: Gateway
     registry: Registry
+    keyring: Keyring
     feed: JobFeed
     read_events: Callable[[str], Awaitable[list[StreamEntry]]]
     usable: asyncio.Event

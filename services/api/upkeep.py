@@ -1,4 +1,4 @@
-"""What the api does beside answering: check Redis, publish the models, keep its heartbeat."""
+"""What the api does beside answering: check Redis, read the keys, publish the models, keep its heartbeat."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from loguru import logger
 
+from services.api.keyring import Keyring
 from services.api.registry import Registry
 from shared.errors import StoreUnavailable
 from shared.presence import Presence
@@ -21,20 +22,30 @@ class Upkeep:
     """Runs beside the server; ``usable`` is set once Redis has been checked for the first time."""
 
     def __init__(
-        self, check: Callable[[], Awaitable[list[str]]], registry: Registry, presence: Presence
+        self,
+        check: Callable[[], Awaitable[list[str]]],
+        registry: Registry,
+        keyring: Keyring,
+        presence: Presence,
     ) -> None:
         """``check`` waits for Redis and returns warnings; it raises ``StoreUnusable``."""
         self._check = check
         self._registry = registry
+        self._keyring = keyring
         self._presence = presence
         self.usable = asyncio.Event()
 
     async def run(self) -> None:
-        """Until cancelled. Raises ``StoreUnusable``, and ``InstanceTaken`` if our name is another's."""
+        """Until cancelled.
+
+        Raises ``StoreUnusable``, ``InstanceTaken`` if our name is another's, and ``ConfigError`` where an API
+        key is needed and none is there.
+        """
         await self._enter()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._presence.run())
             group.create_task(self._watch())
+            group.create_task(self._keyring.run())
 
     async def leave(self) -> None:
         """Take this process off the list of services, if it ever got on it."""
@@ -48,6 +59,7 @@ class Upkeep:
             for warning in await self._check():
                 logger.warning("{}", warning)
             try:
+                await self._keyring.load()
                 instance = await self._presence.enroll()
                 await self._registry.publish()
             except StoreUnavailable as error:

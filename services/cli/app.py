@@ -18,6 +18,7 @@ from services.cli.commands import (
     forecast,
     job,
     jobs,
+    keys,
     models,
     rebalance,
     redis,
@@ -41,6 +42,7 @@ COMMANDS: tuple[Command | Group, ...] = (
     rebalance.COMMAND,
     redis.COMMAND,
     config.GROUP,
+    keys.GROUP,
 )
 """In the order in which ``--help`` lists them; a new one is a module beside these and a line here."""
 

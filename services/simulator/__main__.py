@@ -21,7 +21,8 @@ async def serve(settings: config.Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with SimulatedHost(settings.registrations, settings.simulator) as host:
+    simulator = settings.simulator
+    async with SimulatedHost(settings.registrations, simulator, host=simulator.host) as host:
         logger.warning("SIMULATED GPU and models: nothing here is real; control at {}", host.control_url)
         logger.info("GPU 0 {} ({:.0f} MB, simulated)", host.card.name, host.card.memory_total_mb)
         for backend in host.backends.values():

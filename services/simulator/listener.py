@@ -9,7 +9,7 @@ from errno import EACCES, EADDRINUSE
 
 from aiohttp import web
 
-from shared.errors import OrchestratorError
+from shared.errors import ConfigError, OrchestratorError
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _BACKLOG = 1024
@@ -84,6 +84,11 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
+        if error.errno not in (EADDRINUSE, EACCES):
+            raise ConfigError(
+                f"simulator.host = {host!r}: {error.strerror}: give an IPv4 address of this machine, "
+                "such as 127.0.0.1"
+            ) from None
         raise _taken(port, setting, error) from None
     return bound
 

@@ -69,6 +69,8 @@ class Aggregate:
         if not event.data.strip():
             return False
         chunk = _parse(event)
+        if chunk is None:
+            return False
         for name in _HEAD:
             if name in chunk:
                 self._head.setdefault(name, chunk[name])
@@ -192,11 +194,13 @@ class Aggregate:
         return self._room >= 0
 
 
-def _parse(event: SseEvent) -> Object:
+def _parse(event: SseEvent) -> Object | None:
     try:
         chunk = json.loads(event.data)
     except ValueError:
         raise Broken(f"an event of the stream is not JSON: {event.data}") from None
+    if chunk is None:
+        return None  # llama.cpp begins the stream of a list of prompts so
     if not isinstance(chunk, dict):
         raise Broken(f"an event of the stream is no object: {event.data}")
     if event.name == "error":

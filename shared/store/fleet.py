@@ -220,6 +220,7 @@ def _service(instance: str, raw: str, now_ms: int) -> ServiceRecord | None:
         instance=instance,
         service=str(entry.get("service", "")),
         boot=str(entry.get("boot", "")),
+        host=str(entry.get("host", "")),
         heartbeat_ms=heartbeat_ms,
         version=str(entry.get("version", "")),
         address=str(entry.get("address", "")),

@@ -59,10 +59,11 @@ class JobStore:
     async def submit(
         self, job: NewJob, *, bound: int, idempotency: str | None = None, digest: str = ""
     ) -> Submitted:
-        """Accept a job unless ``bound`` jobs already wait. ``job.id`` doubles as the nonce of a replay.
+        """Accept a job unless ``bound`` jobs wait or a limit of its API key is reached.
 
-        ``idempotency`` is a hashed client key, ``digest`` the hash of the request that it stands for.
-        A Redis that gets to it only after the client's time-out (it was paused) writes nothing.
+        ``job.id`` doubles as the nonce of a replay. ``idempotency`` is a hashed client key, ``digest`` the
+        hash of the request that it stands for. A Redis that gets to it only after the client's time-out (it
+        was paused) writes nothing.
         """
         order: dict[str, Any] = {**job_order(job), "bound": bound}
         if idempotency is not None:
@@ -71,10 +72,10 @@ class JobStore:
         for _ in range(2):
             not_after_ms = max(0, _clock_ms() + self._clock_ahead_ms + _SUBMIT_PATIENCE_MS)
             order["not_after_ms"] = not_after_ms
-            outcome, job_id, rate, now_ms = await self._run("submit", encoded(order), job.body)
+            outcome, job_id, rate, now_ms, *limit = await self._run("submit", encoded(order), job.body)
             self._clock_ahead_ms = int(now_ms) - _clock_ms()
             if outcome != _LATE:
-                return Submitted(SubmitOutcome(outcome), job_id, float(rate))
+                return Submitted(SubmitOutcome(outcome), job_id, float(rate), *limit)
         raise StoreUnavailable("it took too long to accept the job: nothing was accepted")
 
     async def acknowledge(self, entries: Sequence[tuple[str, str]]) -> list[str]:
@@ -200,8 +201,10 @@ class JobStore:
                 return JobRecord(job_id, fields, result=result)
         return record
 
-    async def list_newest(self, *, state: JobState | None, limit: int) -> list[JobRecord]:
-        """The newest jobs, optionally of one state, newest first, without results."""
+    async def list_newest(
+        self, *, state: JobState | None, limit: int, caller: str | None = None
+    ) -> list[JobRecord]:
+        """The newest jobs, optionally of one state and one caller, newest first, without results."""
         found: list[JobRecord] = []
         # By score, not by rank: ranks move while jobs come in and forgotten ones are dropped.
         before = "+inf"
@@ -219,7 +222,8 @@ class JobStore:
                 )
                 if not page:
                     break
-                found += await self._page([job_id for job_id, _ in page], state)
+                records = await self._page([job_id for job_id, _ in page], state)
+                found += [one for one in records if caller in (None, one.fields.get("caller"))]
                 before = f"({page[-1][1]:.3f}"
         return found[:limit]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from shared.store.records import ClaimOrder, NewJob
@@ -44,6 +45,9 @@ def job_order(job: NewJob) -> dict[str, Any]:
         order["caller"] = job.caller
     if job.attached_to is not None:
         order["attached_to"] = job.attached_to
+    if job.limits is not None:
+        limits = asdict(job.limits)
+        order["limits"] = {name: value for name, value in limits.items() if value is not None}
     return order
 
 

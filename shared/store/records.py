@@ -15,6 +15,7 @@ class SubmitOutcome(StrEnum):
     DUPLICATE = "DUPLICATE"  # same idempotency key, same body: the first job answers
     MISMATCH = "MISMATCH"  # same idempotency key, other body
     FULL = "FULL"
+    LIMITED = "LIMITED"  # a limit of the API key that it came with is reached
 
 
 class AdmitOutcome(StrEnum):
@@ -87,6 +88,20 @@ class ModelFailure(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What the API key named ``key`` may have; None: any number.
+
+    ``in_flight``: jobs that have not ended; ``queued``: those of them that wait; ``per_minute``: jobs that
+    were accepted in any 60 s.
+    """
+
+    key: str
+    in_flight: int | None = None
+    queued: int | None = None
+    per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """A validated job on its way in: flat fields of its hash, and the backend's request as JSON.
 
@@ -102,13 +117,18 @@ class NewJob:
     body: bytes
     caller: str | None = None
     attached_to: str | None = None
+    limits: KeyLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
+    """``limit``: what was reached, a field of ``KeyLimits``; ``again_ms``: to wait, 0 if unknown."""
+
     outcome: SubmitOutcome
     job_id: str
     ended_per_s: float = 0.0
+    limit: str = ""
+    again_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +243,7 @@ class ServiceRecord:
     instance: str
     service: str
     boot: str
+    host: str
     heartbeat_ms: int
     version: str
     address: str

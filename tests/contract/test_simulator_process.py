@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 
 from shared.backends.completion import complete
@@ -107,3 +108,35 @@ async def test_a_wrong_setting_is_one_clear_line_and_exit_status_1(tmp_path: Pat
     (line,) = output.decode().splitlines()
     assert process.returncode == 1
     assert "did you mean 'port'?" in line
+
+
+@pytest.mark.parametrize("chosen", [None, "0.0.0.0"])
+async def test_it_listens_on_loopback_unless_told_otherwise(tmp_path: Path, chosen: str | None) -> None:
+    model_port, control_port = free_ports(2)
+    settings = config(model_port, control_port)
+    if chosen:
+        settings["simulator"]["host"] = chosen
+    async with simulator(settings, tmp_path) as process:
+
+        def listening() -> set[tuple[str, int]]:
+            found = psutil.Process(process.pid).net_connections("tcp")
+            return {(one.laddr.ip, one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN}
+
+        addresses = await wait_until(
+            lambda: found if len(found := listening()) == 2 else None, "both ports listen", timeout_s=20.0
+        )
+
+    assert addresses == {(chosen or "127.0.0.1", model_port), (chosen or "127.0.0.1", control_port)}
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::1"])
+async def test_an_address_that_it_cannot_have_is_one_clear_line(tmp_path: Path, host: str) -> None:
+    settings = config(*free_ports(2))
+    settings["simulator"]["host"] = host
+    async with simulator(settings, tmp_path) as process:
+        output, _ = await asyncio.wait_for(process.communicate(), 20.0)
+
+    (line,) = output.decode().splitlines()
+    assert process.returncode == 1
+    assert f"simulator.host = '{host}'" in line
+    assert "an IPv4 address of this machine" in line

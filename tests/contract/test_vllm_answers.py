@@ -1,6 +1,7 @@
 """What a vLLM server answers: about itself, to completions, and to what it can't run.
 
-On the real server (CPU build, ``make test-vllm``) and on the simulated one; told in ``docs/vllm.md``.
+On the real server (CPU build, ``make test-vllm``) and on the simulated one, directly and through our gateway;
+told in ``docs/vllm.md``.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ async def test_what_is_llama_cpps_is_not_found(vllm: VllmClient, path: str) -> N
     ],
 )
 async def test_an_answer_without_stream_is_one_object(
-    vllm: VllmClient, path: str, body: dict[str, Any], kind: str
+    served: VllmClient, path: str, body: dict[str, Any], kind: str
 ) -> None:
-    status, answer = await vllm.ask(path, **body, max_tokens=6)
+    status, answer = await served.ask(path, **body, max_tokens=6)
 
     assert status == 200
     assert {"id", "created", "model", "system_fingerprint"} <= set(answer)
@@ -68,8 +69,8 @@ async def test_an_answer_without_stream_is_one_object(
     assert usage["total_tokens"] == usage["prompt_tokens"] + 6
 
 
-async def test_a_streamed_prompt_ends_with_the_reason_in_its_last_chunk(vllm: VllmClient) -> None:
-    _, chunks = await vllm.ask(prompt="the queue", max_tokens=4, stream=True)
+async def test_a_streamed_prompt_ends_with_the_reason_in_its_last_chunk(served: VllmClient) -> None:
+    _, chunks = await served.ask(prompt="the queue", max_tokens=4, stream=True)
 
     assert chunks.pop() == DONE
     parsed = [data(chunk) for chunk in chunks]
@@ -84,8 +85,8 @@ async def test_a_streamed_prompt_ends_with_the_reason_in_its_last_chunk(vllm: Vl
     assert all(chunk.get("usage") is None for chunk in parsed)
 
 
-async def test_a_streamed_chat_begins_with_the_role_and_an_empty_text(vllm: VllmClient) -> None:
-    _, chunks = await vllm.ask("/v1/chat/completions", messages=CHAT, max_tokens=2, stream=True)
+async def test_a_streamed_chat_begins_with_the_role_and_an_empty_text(served: VllmClient) -> None:
+    _, chunks = await served.ask("/v1/chat/completions", messages=CHAT, max_tokens=2, stream=True)
 
     assert chunks.pop() == DONE
     first, *rest = [data(chunk)["choices"][0] for chunk in chunks]
@@ -94,8 +95,8 @@ async def test_a_streamed_chat_begins_with_the_role_and_an_empty_text(vllm: Vllm
     assert all(choice["delta"]["content"] for choice in rest)
 
 
-async def test_usage_comes_last_where_it_is_asked_for(vllm: VllmClient) -> None:
-    _, chunks = await vllm.ask(
+async def test_usage_comes_last_where_it_is_asked_for(served: VllmClient) -> None:
+    _, chunks = await served.ask(
         prompt="the queue", max_tokens=3, stream=True, stream_options={"include_usage": True}
     )
 
@@ -104,51 +105,53 @@ async def test_usage_comes_last_where_it_is_asked_for(vllm: VllmClient) -> None:
     assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 3)
 
 
-async def test_continuous_usage_is_in_every_chunk(vllm: VllmClient) -> None:
+async def test_continuous_usage_is_in_every_chunk(served: VllmClient) -> None:
     """A chunk holds one token, or several where its api server was slow to send."""
     options = {"include_usage": True, "continuous_usage_stats": True}
-    _, chunks = await vllm.ask(prompt="the queue", max_tokens=3, stream=True, stream_options=options)
+    _, chunks = await served.ask(prompt="the queue", max_tokens=3, stream=True, stream_options=options)
 
     usages = [data(chunk)["usage"]["completion_tokens"] for chunk in chunks[:-1]]
     assert usages == sorted(usages)
     assert usages[-2:] == [3, 3]
 
 
-async def test_our_client_gets_text_usage_and_its_first_token(vllm: VllmClient) -> None:
-    done = await vllm.complete({"messages": CHAT, "max_tokens": 7})
+async def test_our_client_gets_text_usage_and_its_first_token(served: VllmClient) -> None:
+    done = await served.complete({"messages": CHAT, "max_tokens": 7})
 
     assert (done.finish_reason, done.output_tokens, done.truncated) == ("length", 7, False)
     assert len(done.text.split()) >= 7
-    assert ("[simulated tiny]" in done.text) == vllm.server.simulated
+    assert ("[simulated tiny]" in done.text) == served.server.simulated
     assert done.first_token_ms is not None
     assert (done.prompt_ms, done.output_ms) == (None, None)  # it has no timings of its own
 
 
-async def test_a_prompt_without_max_tokens_gets_sixteen(vllm: VllmClient) -> None:
-    _, answer = await vllm.ask(prompt="the queue")
+async def test_a_prompt_without_max_tokens_gets_sixteen(served: VllmClient) -> None:
+    _, answer = await served.ask(prompt="the queue")
 
     assert answer["usage"]["completion_tokens"] == 16
 
 
-async def test_an_answer_that_would_not_fit_is_cut_to_the_context(vllm: VllmClient) -> None:
-    _, answer = await vllm.ask(prompt="the queue " * 700, max_tokens=2000)
+async def test_an_answer_that_would_not_fit_is_cut_to_the_context(served: VllmClient) -> None:
+    _, answer = await served.ask(prompt="the queue " * 700, max_tokens=2000)
 
-    assert answer["usage"]["total_tokens"] == vllm.server.context_tokens
+    assert answer["usage"]["total_tokens"] == served.server.context_tokens
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-async def test_an_unknown_model_is_not_found(vllm: VllmClient, path: str) -> None:
-    status, answer = await vllm.ask(path, model="nope", prompt="hi", messages=CHAT, max_tokens=2)
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/completions", {"prompt": "hi"}), ("/v1/chat/completions", {"messages": CHAT})]
+)
+async def test_an_unknown_model_is_not_found(served: VllmClient, path: str, body: dict[str, Any]) -> None:
+    status, answer = await served.ask(path, model="nope", max_tokens=2, **body)
 
     error = answer["error"]
     assert (status, error["code"], error["type"], error["param"]) == (404, 404, "NotFoundError", "model")
     assert "The model `nope` does not exist." in error["message"]
 
 
-async def test_our_client_is_told_of_an_unknown_model_for_good(vllm: VllmClient) -> None:
+async def test_our_client_is_told_of_an_unknown_model_for_good(served: VllmClient) -> None:
     with pytest.raises(Rejected, match="does not exist") as caught:
-        await vllm.complete(upstream_name="nope")
+        await served.complete(upstream_name="nope")
 
     assert caught.value.status == 404
 
@@ -159,21 +162,32 @@ async def test_our_client_is_told_of_an_unknown_model_for_good(vllm: VllmClient)
         ({"prompt": "the queue " * 1500}, "input_tokens", "maximum context length is 2048 tokens"),
         ({"prompt": "hi", "max_tokens": 3000}, "max_tokens", "cannot be greater than max_model_len=2048"),
         ({"prompt": "hi", "max_tokens": 0}, "max_tokens", "must be at least 1"),
-        ({}, "prompt", "prompt"),
     ],
 )
 async def test_what_can_never_run_is_a_bad_request(
-    vllm: VllmClient, body: dict[str, Any], param: str, words: str
+    served: VllmClient, body: dict[str, Any], param: str, words: str
 ) -> None:
-    status, answer = await vllm.ask(**body)
+    status, answer = await served.ask(**body)
 
     error = answer["error"]
     assert (status, error["code"], error["type"], error["param"]) == (400, 400, "BadRequestError", param)
     assert words in error["message"]
 
 
-async def test_a_malformed_body_is_a_bad_request_in_other_words(vllm: VllmClient) -> None:
-    status, answer = await vllm.ask(prompt="hi", max_tokens="many")
+async def test_a_missing_prompt_is_a_bad_request(served: VllmClient) -> None:
+    """The gateway says so itself, in its own words."""
+    status, answer = await served.ask()
+
+    error = answer["error"]
+    own = served.door != served.server.url
+    assert (status, error["param"]) == (400, "prompt")
+    assert (error["type"], error["code"]) == (
+        ("invalid_request_error", "invalid_value") if own else ("BadRequestError", 400)
+    )
+
+
+async def test_a_malformed_body_is_a_bad_request_in_other_words(served: VllmClient) -> None:
+    status, answer = await served.ask(prompt="hi", max_tokens="many")
 
     assert (status, answer["error"]["type"], answer["error"]["param"]) == (
         400,

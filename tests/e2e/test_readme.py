@@ -43,6 +43,12 @@ def commands() -> list[str]:
     return kept
 
 
+def _first_call(block: str) -> str:
+    """The first command of a block, by which its answer is found; without what follows on its line."""
+    line = next(line for line in block.splitlines() if line.strip())
+    return re.split(r" -H | -d | {2,}#", line.removesuffix("\\"))[0].strip()
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The project as a clone has it, sharing our virtual environment so that nothing is installed twice."""
@@ -113,16 +119,23 @@ async def test_every_command_of_the_readme_works_as_it_stands(
     code, printed = await _run(script, checkout, environ)
 
     assert code == 0, printed
-    answers = printed.split("--- next block\n")
-    job, _ = json.JSONDecoder().raw_decode(answers[0])
+    answers = dict(zip(map(_first_call, commands()), printed.split("--- next block\n"), strict=True))
+    first = answers["curl -s 'http://127.0.0.1:8000/v1/jobs?wait=30'"]
+    job, _ = json.JSONDecoder().raw_decode(first)
     assert job["state"] == "succeeded"
     assert "[simulated" in job["result"]["text"]
-    assert '"memory_used_gb"' in answers[0]
-    assert "reason" in answers[0]
-    assert '"state":"succeeded"' in answers[2].replace(" ", "")
-    assert "event: job.succeeded" in answers[2]
-    assert "job.queued" in answers[3]
-    assert "ERR" not in answers[3]
+    assert '"memory_used_gb"' in first
+    assert "reason" in first
+    openai = answers["curl -s http://127.0.0.1:8000/v1/models"]
+    assert openai.count("data: [DONE]") == 1
+    assert openai.count("HTTP/1.1 200 OK") == 1
+    assert "x-orchestrator-model: bi-medix2" in openai
+    jobs = next(text for call, text in answers.items() if call.startswith("JOB=$(curl"))
+    assert '"state":"succeeded"' in jobs.replace(" ", "")
+    assert "event: job.succeeded" in jobs
+    redis = answers["redis-cli -p 6390 XREVRANGE orch:jobs:events + - COUNT 5"]
+    assert "job.queued" in redis
+    assert "ERR" not in redis
 
     os.killpg(up.pid, signal.SIGINT)
     await wait_until(lambda: up.poll() is not None, "make up ends", timeout_s=30)

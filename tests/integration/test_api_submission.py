@@ -117,7 +117,7 @@ async def test_a_body_over_the_limit_is_refused_without_a_declared_length(
 
 async def test_a_client_that_leaves_amid_its_body_does_no_harm(api: ApiClient, api_store: Store) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rpartition(":")[2]))
-    writer.write(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    writer.write(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
     await writer.drain()
     writer.close()
     await writer.wait_closed()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.store.records import FailKind, Failure, GpuClaim, ModelFailure
+from shared.store.records import FailKind, Failure, GpuClaim, KeyLimits, ModelFailure
 from tests.kit.store_dump import violations
 from tests.kit.store_fixture import Store, new_job, open_store, order
 
@@ -27,7 +27,10 @@ class History:
     async def submit(self, job: int, x: int) -> None:
         caller = f"caller-{x % 2}" if x % 3 else None
         fields = {"max_attempts": str(1 + x % 3)}
-        new = new_job(f"j{job}", target=MODELS[x % 2], caller=caller, boost_ms=x * 100, fields=fields)
+        limits = KeyLimits("key", in_flight=3, queued=2) if x % 4 else None
+        new = new_job(
+            f"j{job}", target=MODELS[x % 2], caller=caller, boost_ms=x * 100, fields=fields, limits=limits
+        )
         await self.store.jobs.submit(new, bound=3, idempotency=f"k{job}" if x > 5 else None, digest=str(x))
 
     async def claim(self, job: int, x: int) -> None:

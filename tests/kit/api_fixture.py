@@ -24,12 +24,14 @@ from services.api.__main__ import http_server, listen
 from services.api.benchmark import Benchmarks
 from services.api.benchmark_run import Parts
 from services.api.gateway.gateway import Gateway
+from services.api.keyring import Keyring
 from services.api.registry import Registry
 from services.api.state import ApiState
 from services.api.waiting import JobFeed, Subscription
 from shared.config import Settings, parse
 from shared.presence import Presence
 from shared.process import ChildProcess
+from shared.store.api_keys import ApiKeyStore
 from shared.store.benchmarks import BenchmarkStore
 from shared.store.control import ControlStore
 from shared.store.grants import Grants
@@ -204,6 +206,8 @@ def state_on(store: Store, config: Mapping[str, Any]) -> ApiState:
         usable,
         lambda holder: Grants(store.reader, store.keys, holder),
     )
+    api_keys = ApiKeyStore(store.redis, store.keys, history, retention_s)
+    keyring = Keyring(api_keys, settings.api, Follower(store.reader, {store.keys.control: "$"}))
     return ApiState(
         settings=settings,
         jobs=store.jobs,
@@ -212,6 +216,7 @@ def state_on(store: Store, config: Mapping[str, Any]) -> ApiState:
         benchmarks=Benchmarks(Parts(settings, store.jobs, store.fleet, benchmarks, feed)),
         gateway=gateway,
         registry=registry,
+        keyring=keyring,
         feed=feed,
         read_events=read_events,
         usable=usable,
@@ -237,7 +242,9 @@ async def end(task: asyncio.Task[None]) -> None:
 @asynccontextmanager
 async def serving(state: ApiState) -> AsyncIterator[str]:
     """Serve a state's app on its port in this process; the URL."""
-    running = [asyncio.create_task(run) for run in (state.feed.run(), state.gateway.run())]
+    await state.keyring.load()
+    runs = (state.feed.run(), state.gateway.run(), state.keyring.run())
+    running = [asyncio.create_task(run) for run in runs]
     with listen(state.settings.api) as listener:
         server = http_server(state)
         task = asyncio.create_task(server.serve(sockets=[listener]))

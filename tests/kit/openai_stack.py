@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
@@ -16,6 +15,7 @@ from shared.store.server import EmbeddedRedis
 from tests.kit.backends import busy_slots
 from tests.kit.configs import free_ports
 from tests.kit.llama_server import LlamaServer
+from tests.kit.openai_client import openai_client
 from tests.kit.recording_proxy import RecordingProxy, recording_proxy
 from tests.kit.redis_fixture import redis_reply
 from tests.kit.stack import Json, Stack, running_stack
@@ -30,15 +30,20 @@ MEDIX_SLOTS = 1
 class OpenAiStack:
     """``client`` asks us; ``direct`` asks the server that is registered under a name.
 
-    ``small`` is called so on its server, too, and a recording proxy stands before it; ``bi-medix2`` (and
-    ``clinic/medix``) is ``large`` there, has one slot and serves MedicalQA; ``embedder`` only embeds.
+    ``small`` is called so on its server, too; ``bi-medix2`` (and ``clinic/medix``) is ``large`` there, has
+    one slot and serves MedicalQA; ``embedder`` only embeds. ``proxies`` stand before their servers.
     """
 
     stack: Stack
     client: openai.AsyncOpenAI
     direct: Mapping[str, openai.AsyncOpenAI]
     urls: Mapping[str, str]
-    recorded: RecordingProxy
+    proxies: Mapping[str, RecordingProxy]
+
+    @property
+    def recorded(self) -> RecordingProxy:
+        """What came to ``small``."""
+        return self.proxies["small"]
 
     @property
     def base_url(self) -> str:
@@ -84,21 +89,21 @@ async def openai_stack(
     redis_reply(redis_server.url, "FLUSHALL")
     urls = {"small": small_llama.url, "bi-medix2": large_llama.url, "embedder": embedding_llama.url}
     directory = tmp_path_factory.mktemp("openai")
-    async with recording_proxy(small_llama.url) as proxy:
-        config = _config({**urls, "small": proxy.url})
+    async with AsyncExitStack() as leaving:
+        proxies = {
+            name: await leaving.enter_async_context(recording_proxy(url)) for name, url in urls.items()
+        }
+        config = _config({name: proxy.url for name, proxy in proxies.items()})
         services = ("monitor", "router", "api")
-        async with running_stack(directory, redis_server.url, config, services) as stack, AsyncExitStack() as leaving:
-            clients = {name: openai_client(f"{url}/v1") for name, url in urls.items()}
-            ours = openai_client(f"{stack.api}/v1")
-            for client in (ours, *clients.values()):
-                leaving.push_async_callback(client.close)
-            yield OpenAiStack(stack, ours, clients, urls, proxy)
-            await _all_free(stack)
-
-
-def openai_client(base_url: str, **changes: Any) -> openai.AsyncOpenAI:
-    """OpenAI's client, which tries once unless told otherwise."""
-    return openai.AsyncOpenAI(base_url=base_url, api_key="any", **{"max_retries": 0, **changes})
+        stack = await leaving.enter_async_context(
+            running_stack(directory, redis_server.url, config, services)
+        )
+        clients = {name: openai_client(f"{url}/v1") for name, url in urls.items()}
+        ours = openai_client(f"{stack.api}/v1")
+        for client in (ours, *clients.values()):
+            leaving.push_async_callback(client.close)
+        yield OpenAiStack(stack, ours, clients, urls, proxies)
+        await _all_free(stack)
 
 
 def _config(urls: Mapping[str, str]) -> Json:

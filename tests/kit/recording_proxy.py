@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -19,12 +19,15 @@ _HOP = frozenset({"connection", "content-length", "date", "host", "server", "tra
 class RecordingProxy:
     """Its address, and the POST requests that came to it, oldest first.
 
-    ``stream``: the events that the next POST is answered with instead of being passed on.
+    ``stream``: the pieces that the next POST is answered with instead of being passed on. While ``gate`` is
+    cleared, POST requests wait; while ``more`` is, such an answer waits after its first piece.
     """
 
     url: str = ""
     posts: list[Received] = field(default_factory=list)
-    stream: bytes = b""
+    stream: tuple[bytes, ...] = ()
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    more: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def last(self) -> Received:
@@ -35,15 +38,17 @@ class RecordingProxy:
 async def recording_proxy(upstream: str) -> AsyncIterator[RecordingProxy]:
     """Pass everything to ``upstream`` and back as it comes; a client that leaves is left there, too."""
     proxy = RecordingProxy()
+    proxy.gate.set()
+    proxy.more.set()
 
     async def serve(request: web.Request) -> web.StreamResponse:
         body = await request.read()
         headers = {name.lower(): value for name, value in request.headers.items()}
         if request.method == "POST":
             proxy.posts.append(Received(f"POST {request.path_qs} HTTP/1.1", headers, body))
-            if events := proxy.stream:
-                proxy.stream = b""
-                return web.Response(body=events, content_type="text/event-stream")
+            await proxy.gate.wait()
+            if proxy.stream:
+                return await _play(proxy, request)
         onward = {name: value for name, value in headers.items() if name not in _HOP}
         async with session.request(
             request.method, upstream + request.path_qs, data=body or None, headers=onward
@@ -51,9 +56,10 @@ async def recording_proxy(upstream: str) -> AsyncIterator[RecordingProxy]:
             kept = {name: value for name, value in got.headers.items() if name.lower() not in _HOP}
             answer = web.StreamResponse(status=got.status, headers=kept)
             await answer.prepare(request)
-            async for piece in got.content.iter_any():
-                await answer.write(piece)
-            await answer.write_eof()
+            with suppress(ConnectionResetError):  # the client has left
+                async for piece in got.content.iter_any():
+                    await answer.write(piece)
+                await answer.write_eof()
             return answer
 
     app = web.Application(client_max_size=2**26)
@@ -71,3 +77,14 @@ async def recording_proxy(upstream: str) -> AsyncIterator[RecordingProxy]:
         finally:
             await runner.cleanup()
             await asyncio.sleep(0)  # the session's connections close in callbacks
+
+
+async def _play(proxy: RecordingProxy, request: web.Request) -> web.StreamResponse:
+    pieces, proxy.stream = proxy.stream, ()
+    answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await answer.prepare(request)
+    for piece in pieces:
+        await answer.write(piece)
+        await proxy.more.wait()
+    await answer.write_eof()
+    return answer

@@ -111,6 +111,7 @@ def violations(state: Dump, keys: Keys) -> list[str]:
         *_slots(state, keys, jobs),
         *_bodies(state, keys, jobs),
         *_attached(state, keys, jobs),
+        *_metered(state, keys, jobs),
         *_leaks(state, keys, jobs),
         *_history(state, keys, jobs),
     ]
@@ -209,6 +210,24 @@ def _attached(state: Dump, keys: Keys, jobs: _Jobs) -> Iterator[str]:
         yield f"no sweep looks at {sorted(missing)}"
 
 
+def _metered(state: Dump, keys: Keys, jobs: _Jobs) -> Iterator[str]:
+    counted: dict[str, set[str]] = {}
+    for job, fields in jobs.items():
+        key = fields.get("metered")
+        if key and fields["state"] in _LIVE:
+            counted.setdefault(keys.of("key_live", key), set()).add(job)
+        if key and fields["state"] == "running":
+            counted.setdefault(keys.of("key_running", key), set()).add(job)
+    kinds = (keys.of("key_live", "\0").split("\0"), keys.of("key_running", "\0").split("\0"))
+    found = {
+        name: members
+        for name, members in state.sets.items()
+        if any(name.startswith(before) and name.endswith(after) for before, after in kinds)
+    }
+    if found != counted:
+        yield f"jobs of API keys are counted as {found}, those alive are {counted}"
+
+
 def _leaks(state: Dump, keys: Keys, jobs: _Jobs) -> Iterator[str]:
     allowed = {keys.static(name) for name in STATIC}
     for job, fields in jobs.items():
@@ -216,6 +235,7 @@ def _leaks(state: Dump, keys: Keys, jobs: _Jobs) -> Iterator[str]:
             allowed |= {keys.job(job), keys.request(job)}
             allowed |= {keys.ready(fields["target"]), _line_of(keys, fields)}
             allowed.add(keys.of("held_by", fields.get("attached_to", "")))
+            allowed |= {keys.of(name, fields.get("metered", "")) for name in ("key_live", "key_running")}
     patterns = [
         # The name of a model may hold a colon, that of a GPU may not.
         re.escape(keys.of(name, "\0")).replace("\0", ".*" if name == "model" else "[^:]*")

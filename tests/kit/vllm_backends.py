@@ -97,31 +97,35 @@ def real_vllm(server: VllmServer) -> Vllm:
 
 
 class VllmClient:
-    """One vLLM as a client and as an operator use it."""
+    """One vLLM as a client and as an operator use it.
 
-    def __init__(self, http: aiohttp.ClientSession, server: Vllm) -> None:
-        self._http = http
+    ``door``: where completions are asked for, if not at the server itself.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession, server: Vllm, door: str | None = None) -> None:
+        self.http = http
         self.server = server
+        self.door = door or server.url
 
     async def get(self, path: str) -> Any:
-        async with self._http.get(self.server.url + path) as response:
+        async with self.http.get(self.server.url + path) as response:
             assert response.status == 200, await response.text()
             return await response.json()
 
     async def status(self, path: str) -> tuple[int, str]:
-        async with self._http.get(self.server.url + path) as response:
+        async with self.http.get(self.server.url + path) as response:
             return response.status, await response.text()
 
     async def operate(self, path: str) -> Any:
         """POST to one of the endpoints of the development mode."""
-        async with self._http.post(self.server.url + path) as response:
+        async with self.http.post(self.server.url + path) as response:
             assert response.status == 200, await response.text()
             return await response.json()
 
     async def ask(self, path: str = "/v1/completions", **body: Any) -> tuple[int, Any]:
         """A completion without our client: its status, and the object or the chunks of the stream."""
         full = {"model": self.server.name, **body}
-        async with self._http.post(self.server.url + path, json=full) as response:
+        async with self.http.post(self.door + path, json=full) as response:
             text = await response.text()
             if response.content_type == "text/event-stream":
                 return response.status, text.removesuffix("\n\n").split("\n\n")
@@ -137,10 +141,10 @@ class VllmClient:
         fields: dict[str, Any] = {
             "upstream_name": self.server.name, "backend": BackendType.VLLM, "idle_timeout_s": 30.0,
         }  # fmt: skip
-        return await complete(self._http, call(self.server.url, body, **{**fields, **changes}), begun)
+        return await complete(self.http, call(self.door, body, **{**fields, **changes}), begun)
 
     async def probe(self, props: Props | None = None) -> Probe:
-        return await probe(self._http, self.server.url, BackendType.VLLM, timeout_s=5.0, props=props)
+        return await probe(self.http, self.server.url, BackendType.VLLM, timeout_s=5.0, props=props)
 
     async def metrics(self) -> list[exposition.Sample]:
         _, text = await self.status("/metrics")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import pytest
 
+from shared.states import JobState
+from tests.kit.gateway import Desk, desk
+from tests.kit.store_fixture import Store
 from tests.kit.tiny_hf import tiny_hf
 from tests.kit.vllm_backends import SMALL, VllmClient, as_small_as, real_vllm, simulated_vllm
 from tests.kit.vllm_server import VllmServer, require_vllm
@@ -43,3 +48,42 @@ async def vllm(request: pytest.FixtureRequest, http: aiohttp.ClientSession) -> A
     client = VllmClient(http, real_vllm(server))
     await client.settle()
     yield client
+
+
+@pytest.fixture(params=["direct", "gateway"])
+async def served(
+    request: pytest.FixtureRequest,
+    vllm: VllmClient,
+    http: aiohttp.ClientSession,
+    store: Store,
+    tmp_path: Path,
+) -> AsyncIterator[VllmClient]:
+    """The same server, asked directly, and asked through our gateway."""
+    if request.param == "direct":
+        yield vllm
+        return
+    async with gateway_to(vllm, http, store, tmp_path) as client:
+        yield client
+
+
+@asynccontextmanager
+async def gateway_to(
+    vllm: VllmClient, http: aiohttp.ClientSession, store: Store, directory: Path
+) -> AsyncIterator[VllmClient]:
+    """A gateway whose every job goes to this server, ``tiny`` and ``nope`` (which it does not have) alike."""
+    models = [
+        {"name": name, "backend": "vllm", "url": vllm.server.url, "agent_types": ["Chat"]}
+        for name in (vllm.server.name, "nope")
+    ]
+    async with desk(store, directory, models=models) as api, asyncio.TaskGroup() as group:
+        routing = group.create_task(_route_all(api, vllm.server.url))
+        yield VllmClient(http, vllm.server, api.url)
+        routing.cancel()
+
+
+async def _route_all(api: Desk, url: str) -> None:
+    while True:
+        for job in await api.store.jobs.list_newest(state=JobState.QUEUED, limit=1):
+            model = job.fields["model"]
+            await api.grant(url, backend="vllm", model=model, upstream_name=model)
+        await asyncio.sleep(0.005)

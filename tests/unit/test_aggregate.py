@@ -179,7 +179,7 @@ def test_chunks_of_any_shape_are_read_or_called_broken(chunks: list[Any], chat: 
     assert isinstance(result.text, str)
 
 
-@pytest.mark.parametrize("data", ["", "  "])
+@pytest.mark.parametrize("data", ["", "  ", "null"])
 def test_empty_events_are_ignored(data: str) -> None:
     result = aggregate(data)
 

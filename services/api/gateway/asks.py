@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from pydantic_core import from_json, to_json
 from starlette.types import Receive, Scope
 
+from services.api.access import Access, access_of
 from services.api.gateway.dialects import Endpoint
 from services.api.gateway.refusals import Refusal, invalid
 from shared.config import Settings
@@ -51,6 +52,7 @@ class Ask:
     priority: int | None
     mode: Mode | None
     deadline_s: float | None
+    access: Access | None
 
     @property
     def target(self) -> str:
@@ -95,6 +97,7 @@ async def read_ask(scope: Scope, receive: Receive, endpoint: Endpoint, limit: in
         priority=_priority(headers.get(b"x-priority")),
         mode=_mode(headers.get(b"x-mode")),
         deadline_s=_deadline(headers.get(b"x-deadline-s")),
+        access=access_of(scope),
     )
 
 
@@ -103,6 +106,8 @@ def attached_job(ask: Ask, settings: Settings, job_id: str, holder: str) -> NewJ
     defaults = settings.jobs
     priority = defaults.priority if ask.priority is None else ask.priority
     caller = _caller(ask.data)
+    if ask.access is not None:
+        caller = ask.access.caller(caller)
     fields = {
         "model": ask.named or "",
         "agent_type": ask.agent_type or "",
@@ -126,6 +131,7 @@ def attached_job(ask: Ask, settings: Settings, job_id: str, holder: str) -> NewJ
         body=b"",
         caller=caller,
         attached_to=holder,
+        limits=None if ask.access is None else ask.access.limits,
     )
 
 

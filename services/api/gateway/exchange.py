@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import aiohttp
 from loguru import logger
 
+from services.api.full import limit_reached
 from services.api.gateway import refusals
 from services.api.gateway.answers import Answer
 from services.api.gateway.asks import Ask, attached_job
@@ -151,6 +152,8 @@ class Exchange:
                 submitted = await self._parts.jobs.submit(job, bound=settings.queue.bound)
         except TimeoutError:
             raise StoreUnavailable("it does not answer in time") from None
+        if submitted.outcome is SubmitOutcome.LIMITED and job.limits is not None:
+            raise refusals.key_limit(*limit_reached(job.limits, submitted))
         if submitted.outcome is SubmitOutcome.FULL:
             raise refusals.queue_full(settings.queue.bound, submitted.ended_per_s)
         self._settled = False
@@ -200,6 +203,7 @@ class Exchange:
         ):
             kind = b"application/json" if error.answer[:1] == b"{" else b"text/plain"
             headers = [(b"content-type", kind), *self._headers(attempt, time.monotonic())]
+            headers += refusals.of_backend(error).headers
             await self.client.whole(error.status or 400, error.answer, headers)
             return True
         if outcome is FailOutcome.FAILED:
@@ -240,12 +244,14 @@ class Exchange:
         if cut is Cut.ENDED and ended is not None:
             await self._refuse(refusals.of_end(ended.state, ended.error_type, ended.detail))
             return
-        if cut not in SILENT:
-            await self._refuse(refusal_of_cut(cut))
         logger.debug("job={} cut: {}", self._line.job_id, cut)
-        # In the queue a deadline is the routers' business.
-        if cut is not Cut.LOST and not (cut is Cut.DEADLINE and self.waits):
-            await self._settle(failure_of_cut(cut))
+        # A client that reads slowly must not hold up the record, nor an absent Redis the word to the client.
+        async with asyncio.TaskGroup() as ending:
+            # In the queue a deadline is the routers' business.
+            if cut is not Cut.LOST and not (cut is Cut.DEADLINE and self.waits):
+                ending.create_task(self._settle(failure_of_cut(cut)))
+            if cut not in SILENT:
+                ending.create_task(self._refuse(refusal_of_cut(cut)))
 
     async def _settle(self, failure: Failure) -> None:
         """Let no job stay behind, whatever it was at."""

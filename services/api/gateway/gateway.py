@@ -159,6 +159,10 @@ class Gateway:
         return self._catalog
 
     async def _check(self, ask: Ask) -> None:
+        why = ask.access and ask.access.refusal(ask.named)
+        if why:
+            # As OpenAI answers for models that a key may not use.
+            raise Refusal(404, refusals.MODEL_NOT_FOUND, why, param="model")
         if self._known().knows(ask.named, ask.agent_type):
             return
         catalog = await self.refreshed_catalog()
@@ -172,7 +176,10 @@ class Gateway:
     async def _look_for_stalled(self) -> None:
         patience_s = self._settings.router.idle_timeout_s
         while True:
+            looked = time.monotonic()
             await asyncio.sleep(_LOOK_S)
+            if time.monotonic() - looked > 2 * _LOOK_S:
+                continue  # this process stood still itself: what its clients took is not known yet
             before = time.monotonic() - patience_s
             for exchange in list(self._exchanges):
                 since = exchange.client.sending_since

@@ -77,7 +77,8 @@ def measured(tail: bytes, first_byte_ms: float | None, total_ms: float) -> Compl
         first_token_ms=first_byte_ms,
         total_ms=total_ms,
         prompt_tokens=_count(usage, "prompt_tokens", "input_tokens"),
-        output_tokens=_count(usage, "completion_tokens", "output_tokens"),
+        # llama.cpp counts for everybody, but tells its usage only to clients that ask for it.
+        output_tokens=_count(usage, "completion_tokens", "output_tokens") or _count(timings, "predicted_n"),
         prompt_ms=_number(timings.get("prompt_ms")),
         prompt_processed=_count(timings, "prompt_n"),
         output_ms=_number(timings.get("predicted_ms")),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from services.api.full import again_s_of
 from shared.backends.errors import BackendError, Rejected
 from shared.decision.causes import Cause
 from shared.errors import OrchestratorError, StoreUnavailable
@@ -12,7 +11,6 @@ from shared.states import JobState
 AGAIN_S = 2
 """When to come again after what usually passes in a moment: an absent Redis, an api that stops."""
 _AGAIN_UNKNOWN_S = 30
-_AGAIN_MOST_S = 60
 _NOT_FOUND = frozenset({Cause.UNKNOWN_MODEL, Cause.UNKNOWN_AGENT_TYPE, Cause.NOT_SERVING})
 MODEL_NOT_FOUND = "model_not_found"
 
@@ -66,15 +64,18 @@ def store_away(error: StoreUnavailable) -> Refusal:
 
 def queue_full(bound: int, ended_per_s: float) -> Refusal:
     """``ended_per_s``: how many jobs end a second, which tells when a place is free again."""
-    again_s = _AGAIN_UNKNOWN_S
-    if ended_per_s > 0:
-        again_s = max(1, min(_AGAIN_MOST_S, math.ceil(1 / ended_per_s)))
+    again_s = again_s_of(ended_per_s)
     return Refusal(
         429,
         "queue_full",
         f"queue.bound = {bound} jobs wait already: try again in {again_s} s",
         again_s=again_s,
     )
+
+
+def key_limit(message: str, again_s: int) -> Refusal:
+    """A limit of the API key is reached; the message names it."""
+    return Refusal(429, "rate_limit_exceeded", message, again_s=again_s)
 
 
 def too_much_held(held_bytes: int) -> Refusal:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import time
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from loguru import logger
 
 from services.api import job_calls, problems
+from services.api.access import Access, access_of
 from services.api.event_stream import EventStream, JobEvents
+from services.api.full import again_s_of, limit_reached
 from services.api.parameters import KNOWN_ONCE
-from services.api.problems import ALREADY_ENDED, INVALID, KEY_REUSED, QUEUE_FULL, UNKNOWN_JOB, Problem
+from services.api.problems import (
+    ALREADY_ENDED,
+    INVALID,
+    KEY_LIMIT,
+    KEY_REUSED,
+    NOT_ALLOWED,
+    QUEUE_FULL,
+    UNKNOWN_JOB,
+    Problem,
+)
 from services.api.representations import JobList, decision_headers, job_of
 from services.api.requests import Idempotency, idempotency, parse_request, read_body
 from services.api.state import ApiState, state_of
@@ -25,8 +36,6 @@ from shared.submission import new_job, new_job_id
 
 router = APIRouter(tags=["jobs"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
-_RETRY_UNKNOWN_S = 30
-_RETRY_MOST_S = 60
 _ID_SHOWN = 64
 """Characters of an unknown id that its 404 repeats."""
 _CANCEL_REASON = "cancelled over the HTTP API"
@@ -53,11 +62,14 @@ async def submit_job(
     state = state_of(request)
     within_s = _wait_s(wait, state)
     body = await read_body(request, state.settings.api.max_body_bytes)
-    job = parse_request(body)
+    access = access_of(request.scope)
+    job = _allowed(parse_request(body), access)
     key = idempotency(idempotency_key, job, body)
     async with state.store():
         await state.registry.check(job)
         new = new_job(job, state.settings, new_job_id())
+        if access is not None:
+            new = replace(new, limits=access.limits)
         submitted = await _submit(state, new, key)
     logger.debug("submit job={} outcome={} target={}", submitted.job_id, submitted.outcome, job.target)
     record = await _accepted(state, submitted, new, job)
@@ -77,10 +89,13 @@ async def list_jobs(
     state: Annotated[JobState | None, Query(description="Only jobs in this state")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
-    """The newest jobs first, without results and places in the queue."""
+    """The newest jobs first, without results and places in the queue; to a key of the role user, its own."""
     api = state_of(request)
+    access = access_of(request.scope)
     async with api.store():
-        records = await api.jobs.list_newest(state=state, limit=limit)
+        records = await api.jobs.list_newest(
+            state=state, limit=limit, caller=None if access is None else access.sees
+        )
     listed = JobList(jobs=[job_of(record) for record in records])
     return Response(listed.model_dump_json(), media_type="application/json")
 
@@ -95,7 +110,7 @@ async def read_job(request: Request, job_id: str, wait: Wait = None) -> Response
     started = time.perf_counter()
     state = state_of(request)
     within_s = _wait_s(wait, state)
-    record = await _known(state, job_id)
+    record = await _known(request, job_id)
     spent_ms = (time.perf_counter() - started) * 1000
     return _answer(await _waited(request, record, within_s), 200, spent_ms)
 
@@ -109,13 +124,15 @@ async def cancel_job(request: Request, job_id: str) -> Response:
     """Cancel a job: at once while it waits, by request while it runs."""
     started = time.perf_counter()
     state = state_of(request)
+    if access_of(request.scope) is not None:
+        await _known(request, job_id)
     async with state.store():
         outcome, found = await state.jobs.cancel(job_id, _CANCEL_REASON)
     if outcome is CancelOutcome.UNKNOWN:
         raise _unknown(job_id)
     if outcome is CancelOutcome.ENDED:
         raise Problem(ALREADY_ENDED, f"job {job_id} has already ended: {found}")
-    record = await _known(state, job_id)
+    record = await _known(request, job_id)
     status = 202 if outcome is CancelOutcome.REQUESTED else 200
     return _answer(record, status, (time.perf_counter() - started) * 1000)
 
@@ -132,11 +149,21 @@ async def follow_job(
 ) -> Response:
     """The job's transitions so far, then as they happen, as server-sent events until its end."""
     state = state_of(request)
-    record = await _known(state, job_id)
+    record = await _known(request, job_id)
     events = JobEvents(state, record, last_event_id)
     if await events.nothing_left(record):
         return Response(status_code=204)
     return EventStream(events.stream())
+
+
+def _allowed(job: JobRequest, access: Access | None) -> JobRequest:
+    """The job as its key may hand it in, where there is one; raises ``Problem`` (403)."""
+    if access is None:
+        return job
+    why = access.refusal(job.named_model, fallback=job.wants_fallback)
+    if why is not None:
+        raise Problem(NOT_ALLOWED, f"model: {why}", field="model", known=access.models)
+    return job.model_copy(update={"caller": access.caller(job.caller)})
 
 
 async def _submit(state: ApiState, new: NewJob, key: Idempotency | None) -> Submitted:
@@ -152,21 +179,17 @@ async def _submit(state: ApiState, new: NewJob, key: Idempotency | None) -> Subm
             f"Idempotency-Key: was sent with another body, for job {submitted.job_id}: use a new key",
             field="Idempotency-Key",
         )
+    if submitted.outcome is SubmitOutcome.LIMITED and new.limits is not None:
+        said, again_s = limit_reached(new.limits, submitted)
+        raise Problem(KEY_LIMIT, said, headers={"Retry-After": str(again_s)})
     if submitted.outcome is SubmitOutcome.FULL:
-        again_s = _again_s(submitted.ended_per_s)
+        again_s = again_s_of(submitted.ended_per_s)
         raise Problem(
             QUEUE_FULL,
             f"queue.bound = {state.settings.queue.bound} jobs wait already: try again in {again_s} s",
             headers={"Retry-After": str(again_s)},
         )
     return submitted
-
-
-def _again_s(ended_per_s: float) -> int:
-    """When a place is free again, going by how many jobs end a second."""
-    if ended_per_s <= 0:
-        return _RETRY_UNKNOWN_S
-    return max(1, min(_RETRY_MOST_S, math.ceil(1 / ended_per_s)))
 
 
 async def _accepted(state: ApiState, submitted: Submitted, new: NewJob, job: JobRequest) -> JobRecord:
@@ -181,9 +204,11 @@ async def _accepted(state: ApiState, submitted: Submitted, new: NewJob, job: Job
     return JobRecord(submitted.job_id, fields)
 
 
-async def _known(state: ApiState, job_id: str) -> JobRecord:
-    record = await state.job(job_id)
-    if record is None:
+async def _known(request: Request, job_id: str) -> JobRecord:
+    """The job, if there is one that this request may see; raises ``Problem`` (404)."""
+    record = await state_of(request).job(job_id)
+    access = access_of(request.scope)
+    if record is None or not (access is None or access.owns(record.fields.get("caller", ""))):
         raise _unknown(job_id)
     return record
 

@@ -8,20 +8,21 @@ from pydantic_core import to_json
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from services.api.access import Access, access_of
 from services.api.gateway.client import Client
 from services.api.gateway.dialects import ANTHROPIC, ENDPOINTS, OPENAI, Dialect, Endpoint
 from services.api.gateway.gateway import Gateway
 from services.api.gateway.refusals import MODEL_NOT_FOUND, Refusal
 from shared.states import Mode
 
-_ERROR = "OpenAIError"
-_ANTHROPIC_ERROR = "AnthropicError"
+OPENAI_ERROR = "OpenAIError"
+ANTHROPIC_ERROR = "AnthropicError"
 _JSON = [(b"content-type", b"application/json")]
 _ERRORS = {
     400: "A field or a header is wrong; or the backend refused it (then with its own words and status)",
     404: "No such model or agent type",
     413: "The body is too large",
-    429: "The queue is full",
+    429: "The queue is full, or a limit of the API key is reached",
     431: "The headers are too large",
     502: "The backend answered what is no answer",
     503: "It could not be run; Retry-After says when to come again",
@@ -49,22 +50,33 @@ class _Models:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = Client(receive, send, OPENAI)
         try:
-            body = await self._body(scope["path_params"].get("id"))
+            body = await self._body(scope["path_params"].get("id"), access_of(scope))
         except Refusal as refusal:
             await client.refuse(refusal)
         else:
             await client.whole(200, body, _JSON)
 
-    async def _body(self, model_id: str | None) -> bytes:
+    async def _body(self, model_id: str | None, access: Access | None) -> bytes:
         catalog = await self._gateway.catalog()
+        allowed = None if access is None else access.models
         if model_id is None:
-            return to_json({"object": "list", "data": catalog.entries()})
+            entries = [entry for entry in catalog.entries() if allowed is None or entry["id"] in allowed]
+            return to_json({"object": "list", "data": entries})
         entry = catalog.entry(model_id) or (await self._gateway.refreshed_catalog()).entry(model_id)
-        if entry is None:
+        if entry is None or (allowed is not None and model_id not in allowed):
             raise Refusal(
                 404, MODEL_NOT_FOUND, f"the model {model_id[:128]!r} is not known: GET /v1/models lists them"
             )
         return to_json(entry)
+
+
+class _PrefixMissing:
+    """For clients whose base URL lacks ``/v1``: OpenAI's own shows nothing of our other error answers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        said = f"nothing is at {path}, but at /v1{path}: give your client a base URL that ends in /v1"
+        await Client(receive, send, OPENAI).refuse(Refusal(404, "unknown_url", said))
 
 
 def routes(gateway: Gateway) -> list[BaseRoute]:
@@ -73,10 +85,12 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         Route(endpoint.path, _Call(gateway, endpoint), methods=["POST"]) for endpoint in ENDPOINTS
     ]
     models = _Models(gateway)
+    misled = ["/models", *(endpoint.path.removeprefix("/v1") for endpoint in ENDPOINTS)]
     return [
         *calls,
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{id:path}", models, methods=["GET"]),
+        *(Route(path, _PrefixMissing()) for path in misled),
     ]
 
 
@@ -128,7 +142,7 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _error_answers(dialect: Dialect, *statuses: int) -> dict[str, Any]:
-    name = _ANTHROPIC_ERROR if dialect is ANTHROPIC else _ERROR
+    name = ANTHROPIC_ERROR if dialect is ANTHROPIC else OPENAI_ERROR
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     return {str(status): {"description": _ERRORS[status], "content": content} for status in statuses}
 
@@ -151,7 +165,7 @@ _ENTRY = {
 }
 _OPTIONAL_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _SCHEMAS: dict[str, Any] = {
-    _ERROR: {
+    OPENAI_ERROR: {
         "type": "object",
         "required": ["error"],
         "properties": {
@@ -167,7 +181,7 @@ _SCHEMAS: dict[str, Any] = {
             }
         },
     },
-    _ANTHROPIC_ERROR: {
+    ANTHROPIC_ERROR: {
         "type": "object",
         "required": ["type", "error"],
         "properties": {

@@ -55,6 +55,7 @@ local function start(o, job, model, score)
   local hold = redis.call('HGET', K.holds, job.target)
   if hold and not o.keep_holds[cjson.decode(hold).code] then redis.call('HDEL', K.holds, job.target) end
   redis.call('ZADD', K.leases, int(NOW + o.lease_ms), o.id)
+  if is_metered(job) then redis.call('SADD', key('key_running', job.metered), o.id) end
   emit(EVENT.started, o.id, STATE.running, job.attempt,
     {'model', o.model, 'backend', fields.decision_backend or '', 'gpu', slot_gpus, 'router', o.router,
      'reason', fields.decision_reason or ''})

@@ -170,6 +170,11 @@ local function release_slot(job)
   end
 end
 
+-- Jobs of an API key that has limits (`metered`: the key's name) are counted as sets of ids: a replay changes nothing.
+local function is_metered(job)
+  return job.metered and job.metered ~= ''
+end
+
 local function load_job(id)
   local job = record(redis.call('HGETALL', key('job', id)))
   if not job.state then return nil end
@@ -192,6 +197,10 @@ local function end_job(id, job, state, fields, event_fields)
   else
     redis.call('ZREM', K.delayed, id)
     dequeue(id, job, false)
+  end
+  if is_metered(job) then
+    redis.call('SREM', key('key_live', job.metered), id)
+    redis.call('SREM', key('key_running', job.metered), id)
   end
   fields.state = state
   fields.finished_ms = int(NOW)
@@ -229,6 +238,7 @@ end
 local function requeue(id, job, event, fields, due, event_fields)
   release_slot(job)
   redis.call('ZREM', K.leases, id)
+  if is_metered(job) then redis.call('SREM', key('key_running', job.metered), id) end
   fields.state = STATE.queued
   hset(key('job', id), fields)
   if due > 0 then

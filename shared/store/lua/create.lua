@@ -1,6 +1,6 @@
 -- Included by submit and admit: write one accepted job. `o` has id, target, caller, boost_ms, deadline_in_ms,
--- attached_to and the flat `fields`; `body` is the request as the backend will get it. That of an attached job stays
--- in its api.
+-- attached_to, limits (of the API key that it came with, see limits.lua) and the flat `fields`; `body` is the request
+-- as the backend will get it. That of an attached job stays in its api.
 
 -- Redis keeps what a script wrote before an error: whatever could fail below is looked at first.
 local function check_writable(o)
@@ -9,6 +9,10 @@ local function check_writable(o)
     [K.live] = 'zset', [K.index] = 'zset', [K.targets] = 'set', [K.events] = 'stream', [K.requests] = 'stream',
     [key('ready', o.target)] = 'zset', [line_of(o.target, o.caller)] = 'zset', [K.attached] = 'set',
   }
+  if o.limits then
+    kinds[key('key_live', o.limits.key)] = 'set'
+    kinds[key('key_minute', o.limits.key)] = 'zset'
+  end
   for name, kind in pairs(kinds) do
     local found = redis.call('TYPE', name).ok
     if found ~= 'none' and found ~= kind then error({err = 'WRONGTYPE ' .. name .. ' is a ' .. found .. ', not a ' .. kind}) end
@@ -37,6 +41,10 @@ local function create_job(o, body)
     redis.call('SADD', key('held_by', o.attached_to), o.id)
   else
     redis.call('SET', key('request', o.id), body)
+  end
+  if o.limits and (o.limits.in_flight or o.limits.queued) then
+    fields.metered = o.limits.key
+    redis.call('SADD', key('key_live', o.limits.key), o.id)
   end
   redis.call('ZADD', K.live, deadline, o.id)
   enqueue(o.id, fields)

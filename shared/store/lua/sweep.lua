@@ -22,6 +22,15 @@ local function take_back(id, job)
   end
 end
 
+-- While Redis or all routers stood still nobody could renew in time: what ran out since the last look runs out now.
+-- Only since then, lest looks that are always late put it off for ever.
+local last = tonumber(redis.call('HGET', K.swept, 'last_ms') or '')
+if last and NOW - last > SWEEPS_STOOD_STILL_MS then
+  for _, id in ipairs(redis.call('ZRANGE', K.leases, '(' .. int(last), int(NOW), 'BYSCORE')) do
+    redis.call('ZADD', K.leases, int(NOW), id)
+  end
+end
+
 local swept = redis.call('ZRANGE', K.leases, '-inf', int(NOW - grace), 'BYSCORE', 'LIMIT', 0, limit)
 for _, id in ipairs(swept) do
   local job = load_job(id)
@@ -60,8 +69,7 @@ if silence_counts() then
   end
 elseif #holders > 0 then
   -- Heartbeats may be old because nobody could write them: everybody gets time for the next.
-  local last = tonumber(redis.call('HGET', K.swept, 'last_ms') or '0')
-  if NOW - last > SWEEPS_STOOD_STILL_MS then
+  if NOW - (last or 0) > SWEEPS_STOOD_STILL_MS then
     redis.call('HSET', K.swept, 'amnesty_until_ms', int(NOW + HOLDER_SILENT_MS))
   end
 end
