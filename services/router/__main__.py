@@ -91,7 +91,9 @@ async def serve(settings: Settings) -> None:
         )
         scheduler = Scheduler(jobs, fleet, dispatcher, settings, router=router, wake=wake)
         intake = IntakeLoop(Intake(reader, keys, router), jobs, fleet, settings, wake.ring)
-        following = Following(Follower(reader, positions(keys)), keys, dispatcher, wake, router=router)
+        following = Following(
+            Follower(reader, positions(keys)), keys, dispatcher, wake=wake, due=due, router=router
+        )
         recovery = Recovery(jobs, fleet, lease_s=settings.router.lease_s, wake=wake, due=due)
 
         async with asyncio.TaskGroup() as group:

@@ -29,12 +29,20 @@ class Following:
     """One plain reader over events, samples and control; every router sees every entry."""
 
     def __init__(
-        self, follower: Follower, keys: Keys, dispatcher: Dispatcher, wake: Wakeup, *, router: str
+        self,
+        follower: Follower,
+        keys: Keys,
+        dispatcher: Dispatcher,
+        *,
+        wake: Wakeup,
+        due: Wakeup,
+        router: str,
     ) -> None:
         self._follower = follower
         self._keys = keys
         self._dispatcher = dispatcher
         self._wake = wake
+        self._due = due
         self._router = router
 
     async def run(self) -> None:
@@ -63,6 +71,10 @@ class Following:
             self._heed_freed(entry.fields)
 
     def _heed_freed(self, fields: Mapping[str, str]) -> None:
+        delay_ms = fields.get("delay_ms", "")
+        if "attached_to" in fields and delay_ms.isdecimal():
+            # Our own dispatcher rings for what it delays; an api that delays a job has no alarm to ring.
+            self._due.ring(int(delay_ms) / 1000)
         if fields.get("router") != self._router:
             self._wake.ring(random.uniform(0.0, _FREED_MOST_S))
         elif "attached_to" in fields:

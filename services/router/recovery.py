@@ -46,7 +46,7 @@ class Recovery:
         swept = await self._jobs.sweep(grace_ms=self._grace_ms)
         expired = await self._jobs.expire(overstay_ms=self._overstay_ms)
         for job_id in swept:
-            logger.warning("sweep took back job={}: its router stopped renewing the lease", job_id)
+            logger.warning("sweep ended or took back job={}: nobody renewed its lease any more", job_id)
         for job_id in expired:
             logger.info("deadline passed for job={}", job_id)
         if moved or swept or expired:

@@ -103,7 +103,7 @@ async def test_a_client_that_reads_nothing_counts_as_gone(store: Store, tmp_path
             loop = asyncio.get_running_loop()
             await loop.sock_connect(client, ("127.0.0.1", port))
             body = b'{"model":"alpha","stream":true,"messages":[{"role":"user","content":"hi"}]}'
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(body)}\r\n\r\n"
             await loop.sock_sendall(client, head.encode() + body)
             job_id = await api.grant(backend.url)
             job = await api.ended(job_id)
