@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -106,6 +105,8 @@ def revoke(name: Name, as_json: AsJson = False) -> None:
 
 
 def _in_redis(call: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
+    import asyncio
+
     settings = load()
     try:
         return asyncio.run(_asked(settings, call))
@@ -164,7 +165,7 @@ GROUP = Group(
         Command(
             name="list",
             run=show,
-            summary="List all keys, with their limits and when they were last used.",
+            summary="List all keys with their limits and their last use.",
             examples=("keys list", "keys list --json"),
         ),
         Command(
