@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.api import problems
 from services.api.routes import (
@@ -33,6 +35,16 @@ _REF = "#/components/schemas/{model}"
 
 
 class _App(FastAPI):
+    shortcut: Mapping[str, ASGIApp] = {}
+    """Calls by path whose POST goes past FastAPI: its layers would cost a tenth of what they cost themselves."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = self.shortcut.get(scope["path"]) if scope["type"] == "http" else None
+        if call is not None and scope["method"] == "POST":
+            await call(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
     def openapi(self) -> dict[str, Any]:
         """FastAPI's document, with the two shapes that the routes read and write by themselves."""
         if self.openapi_schema is None:
@@ -60,6 +72,10 @@ def create_app(state: ApiState) -> FastAPI:
     app.state.api = state
     problems.install(app)
     app.add_middleware(Rim, keyring=state.keyring, settings=state.settings.api)
+    app.shortcut = {
+        path: Rim(call, state.keyring, state.settings.api)
+        for path, call in openai.calls(state.gateway).items()
+    }
     app.router.routes[:0] = openai.routes(state.gateway)
     for routes in (jobs, gpu, forecast, ranking, history, rebalance, benchmark, models, health):
         app.include_router(routes.router)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import to_json
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.api.access import Access, access_of
 from services.api.gateway.client import Client
@@ -79,15 +80,17 @@ class _PrefixMissing:
         await Client(receive, send, OPENAI).refuse(Refusal(404, "unknown_url", said))
 
 
+def calls(gateway: Gateway) -> Mapping[str, ASGIApp]:
+    """What answers a POST, by path."""
+    return {endpoint.path: _Call(gateway, endpoint) for endpoint in ENDPOINTS}
+
+
 def routes(gateway: Gateway) -> list[BaseRoute]:
     """Plain routes, to be matched before all others."""
-    calls: list[BaseRoute] = [
-        Route(endpoint.path, _Call(gateway, endpoint), methods=["POST"]) for endpoint in ENDPOINTS
-    ]
     models = _Models(gateway)
     misled = ["/models", *(endpoint.path.removeprefix("/v1") for endpoint in ENDPOINTS)]
     return [
-        *calls,
+        *(Route(path, call, methods=["POST"]) for path, call in calls(gateway).items()),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{id:path}", models, methods=["GET"]),
         *(Route(path, _PrefixMissing()) for path in misled),
