@@ -7,33 +7,44 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.addresses import HostName, Network, Origin, is_loopback
-
-Seconds = Annotated[float, Field(gt=0, le=86400)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+from shared.units import Port, Seconds, Unit
 
 
 class Section(BaseModel):
-    """A part of the settings file."""
+    """A part of the settings file; its descriptions make docs/configuration.md (docs/configuration.md)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ApiSettings(Section):
-    host: str = "127.0.0.1"
-    """Address to listen on; elsewhere than on loopback a key must exist (``gpu-orchestrator keys``)."""
-    port: Port = 8000
-    max_body_bytes: Annotated[int, Field(ge=1024, le=512 * 2**20)] = 8 * 2**20
-    max_wait_s: Seconds = 300.0
-    insecure: bool = False
-    """Serve without keys elsewhere than on loopback: whoever reaches the port may then do everything."""
-    require_key: bool = False
-    """Ask for a key on loopback too, also while none exists: for an api behind a proxy."""
-    allowed_hosts: tuple[HostName, ...] = ()
-    """Names in ``Host`` that are answered besides localhost, ``host`` and IP addresses; without a port."""
-    cors_origins: tuple[Origin, ...] = ()
-    """Origins whose pages may call the api from a browser; none by default."""
-    trusted_proxies: tuple[Network, ...] = ()
-    """Addresses or networks of proxies whose ``X-Forwarded-For`` is believed, for the log."""
+    """Where the api listens, what it takes, and whom it answers."""
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on; elsewhere than on loopback a key must exist.",
+    )
+    port: Port = Field(8000, description="Port to listen on.")
+    max_body_bytes: Annotated[int, Field(ge=1024, le=512 * 2**20), Unit("bytes")] = Field(
+        8 * 2**20, description="Largest body of a request; a larger one is refused with 413."
+    )
+    max_wait_s: Seconds = Field(300.0, description="Longest `wait` that a call may ask for.")
+    insecure: bool = Field(
+        False,
+        description="Serve without keys elsewhere than on loopback: whoever reaches it may do everything.",
+    )
+    require_key: bool = Field(
+        False, description="Ask for a key on loopback too, also while none exists: for an api behind a proxy."
+    )
+    allowed_hosts: tuple[HostName, ...] = Field(
+        (),
+        description="More names, such as gpubox.lan, that are answered when they stand in `Host`.",
+    )
+    cors_origins: tuple[Origin, ...] = Field(
+        (), description="Origins, such as https://chat.example.org, whose pages may call the api."
+    )
+    trusted_proxies: tuple[Network, ...] = Field(
+        (), description="Proxies, such as 10.0.0.0/8, whose `X-Forwarded-For` is believed, for the log."
+    )
 
     @property
     def is_local(self) -> bool:

@@ -7,146 +7,55 @@ import json
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ValidationError, model_validator
 
-from shared.api_settings import ApiSettings as ApiSettings
-from shared.api_settings import Port, Seconds, Section
+from shared.api_settings import ApiSettings, Section
 from shared.errors import ConfigError
 from shared.registry import SPECIFICATION_MODELS, Registration
+from shared.sections import (
+    BackendSettings,
+    GpuOverride,
+    GpuSettings,
+    HistorySettings,
+    JobSettings,
+    LogSettings,
+    MemoryThresholds,
+    QueueSettings,
+    RedisSettings,
+    RouterSettings,
+    SimulatorSettings,
+    ThermalThresholds,
+)
+
+__all__ = [
+    "ENV_PREFIX",
+    "RESERVED_ENV",
+    "ApiSettings",
+    "BackendSettings",
+    "GpuOverride",
+    "GpuSettings",
+    "HistorySettings",
+    "JobSettings",
+    "LogSettings",
+    "MemoryThresholds",
+    "QueueSettings",
+    "RedisSettings",
+    "RouterSettings",
+    "Settings",
+    "SimulatorSettings",
+    "ThermalThresholds",
+    "host_name",
+    "load",
+    "parse",
+]
 
 ENV_PREFIX = "ORCH_"
 RESERVED_ENV = frozenset({"ORCH_CONFIG", "ORCH_HOST_NAME", "ORCH_INSTANCE", "ORCH_API_URL", "ORCH_API_KEY"})
 """Variables with the prefix that are no settings: file path, GPU host's name, process's name, and which api
 the command line calls with which key."""
-
-Ratio = Annotated[float, Field(gt=0, le=1)]
-Celsius = Annotated[float, Field(gt=0, le=150)]
-
-
-class RedisSettings(Section):
-    """Where Redis is; without ``url`` the services use the one that ``make up`` embeds on 127.0.0.1:6390."""
-
-    url: Annotated[str, StringConstraints(pattern=r"^(rediss?|unix)://")] | None = None
-    namespace: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_{}.-]{1,64}$")] = "orch"
-    embedded_port: Port = 6390
-
-    @property
-    def effective_url(self) -> str:
-        return self.url or f"redis://127.0.0.1:{self.embedded_port}/0"
-
-
-class GpuSettings(Section):
-    source: Literal["auto", "nvml", "simulated", "none"] = "auto"
-    reserve_gb: Annotated[float, Field(ge=0)] = 3.0
-    interval_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
-
-
-class GpuOverride(Section):
-    id: str | int
-    reserve_gb: Annotated[float, Field(ge=0)] | None = None
-
-
-class BackendSettings(Section):
-    host: str = "127.0.0.1"
-    """Completes registrations given by port alone."""
-
-
-class RouterSettings(Section):
-    lease_s: Annotated[float, Field(ge=0.5, le=600)] = 30.0
-    poll_s: Seconds = 1.0
-    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
-    connect_timeout_s: Seconds = 3.0
-    idle_timeout_s: Seconds = 60.0
-    """Longest silence of a backend, before or between bytes."""
-    drain_s: Annotated[float, Field(ge=0, le=3600)] = 8.0
-    retry_base_s: Seconds = 0.5
-    retry_cap_s: Seconds = 30.0
-
-
-class QueueSettings(Section):
-    bound: Annotated[int, Field(ge=1)] = 10_000
-    priority_step_s: Annotated[float, Field(ge=0, le=86_400)] = 30.0
-
-
-class JobSettings(Section):
-    max_tokens: Annotated[int, Field(ge=1)] = 512
-    priority: Annotated[int, Field(ge=0, le=9)] = 5
-    deadline_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 600.0
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    retention_s: Annotated[float, Field(ge=1, le=400 * 86_400)] = 86_400.0
-    max_request_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
-    max_result_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
-
-
-class HistorySettings(Section):
-    """Entries kept per stream (approximately, Redis trims by node of 100)."""
-
-    requests: Annotated[int, Field(ge=100)] = 10_000
-    events: Annotated[int, Field(ge=100)] = 50_000
-    decisions: Annotated[int, Field(ge=100)] = 10_000
-    gpu_samples: Annotated[int, Field(ge=100)] = 10_000
-    backend_samples: Annotated[int, Field(ge=100)] = 10_000
-    dead: Annotated[int, Field(ge=100)] = 10_000
-    control: Annotated[int, Field(ge=100)] = 10_000
-
-
-class MemoryThresholds(Section):
-    """Upper bounds of the levels, as shares of memory; from ``critical`` on nothing is admitted."""
-
-    low: Ratio = 0.50
-    normal: Ratio = 0.70
-    high: Ratio = 0.85
-    critical: Ratio = 0.95
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low < self.normal < self.high < self.critical:
-            raise ValueError("must rise: low < normal < high < critical")
-        return self
-
-
-class ThermalThresholds(Section):
-    """Bounds in degrees Celsius: normal below ``normal``, throttling above ``warning``, then critical."""
-
-    normal: Celsius = 65.0
-    warning: Celsius = 80.0
-    throttling: Celsius = 85.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.normal < self.warning < self.throttling:
-            raise ValueError("must rise: normal < warning < throttling")
-        return self
-
-
-class SimulatorSettings(Section):
-    """The simulated GPU host, used where no models are configured or where they say ``simulated``."""
-
-    host: Annotated[str, StringConstraints(min_length=1, max_length=253)] = "127.0.0.1"
-    """The IPv4 address that it listens on. Nothing there asks for a key: elsewhere than on loopback only in a
-    network of one's own, such as that of docker-compose.yml."""
-    port: Port = 8090
-    """Control port: state of the simulated GPU, faults, speeds."""
-    gpu_name: str = "Simulated NVIDIA GeForce RTX 3090"
-    memory_total_gb: Annotated[float, Field(gt=0)] = 24.0
-    foreign_gb: Annotated[float, Field(ge=0)] = 0.6
-    load_s: Annotated[float, Field(ge=0)] = 1.0
-    speedup: Annotated[float, Field(gt=0)] = 1.0
-    """Divides every simulated duration."""
-
-
-class LogSettings(Section):
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    dir: str = "data/logs"
 
 
 class Settings(Section):

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from shared.states import BackendType
+from shared.units import SECONDS, TOKENS, Unit
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
 AgentType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -59,43 +60,78 @@ def _is_ip(host: str) -> bool:
 
 
 class Registration(BaseModel):
-    """A model as somebody registered it; what is left out is discovered from its backend.
-
-    ``vram_gb`` is in GB of 2^30 bytes; ``tokens_per_second`` is output speed of one request alone.
-    """
+    """A model as somebody registered it; context, slots and upstream name are discovered if left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    name: Name
-    backend: BackendType = BackendType.LLAMA_CPP
-    vram_gb: Annotated[float, Field(ge=0, le=4096)] | None = None
-    port: Annotated[int, Field(ge=1, le=65535, strict=True), _WHOLE] | None = None
+    name: Name = Field(
+        description="What it is called by callers (unless `serves` says otherwise) and in decisions; unique."
+    )
+    backend: BackendType = Field(
+        BackendType.LLAMA_CPP, description="Which kind of server it is; not discovered."
+    )
+    vram_gb: Annotated[float, Field(ge=0, le=4096), Unit("GB")] | None = Field(
+        None, description="Memory that it takes when loaded, for advice; its footprint is measured besides."
+    )
+    port: Annotated[int, Field(ge=1, le=65535, strict=True), _WHOLE, Unit("port")] | None = Field(
+        None, description="Port of its server on `backends.host`; this or `url` must be given."
+    )
     url: (
         Annotated[
             str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$"), AfterValidator(_server_address)
         ]
         | None
-    ) = None
-    host: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = None
-    """The GPU host whose monitor probes it; left out: any monitor's own host."""
-    serves: tuple[Name, ...] = ()
-    upstream_name: str | None = None
-    api_key_env: str | None = None
-    context_tokens: Annotated[int, Field(ge=1)] | None = None
-    slots: Annotated[int, Field(ge=1, le=1024)] | None = None
-    agent_types: tuple[AgentType, ...] = ()
+    ) = Field(
+        None,
+        description="Where its server is, without `/v1`; counts instead of `port`; no password in it.",
+    )
+    host: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = Field(
+        None, description="The GPU host whose monitor probes it; left out: any monitor's own host."
+    )
+    serves: tuple[Name, ...] = Field(
+        (),
+        description="Public names that it answers to instead of its own; those that share one are replicas.",
+    )
+    upstream_name: str | None = Field(
+        None,
+        description="Its name at its server; left out: what that says; `name` till probed or in router mode.",
+    )
+    api_key_env: str | None = Field(
+        None, description="The environment variable that holds the key which its server asks for."
+    )
+    context_tokens: Annotated[int, Field(ge=1), TOKENS] | None = Field(
+        None, description="Context of one request; left out: what the server says, else 2048."
+    )
+    slots: Annotated[int, Field(ge=1, le=1024), Unit("requests")] | None = Field(
+        None,
+        description="Requests that it computes at once; left out: what the server says or implies, else 1.",
+    )
+    agent_types: tuple[AgentType, ...] = Field(
+        (),
+        description="What it is for; another agent type gets it only by its name. None: for any.",
+    )
     gpu: (
         Annotated[str, StringConstraints(min_length=1, max_length=64)]
-        | Annotated[int, Field(ge=0, strict=True), _WHOLE]
+        | Annotated[int, Field(ge=0, strict=True), _WHOLE, Unit("index or UUID")]
         | None
-    ) = None
-    pin: bool = False
-    preload: bool = False
-    ttl_s: Annotated[float, Field(gt=0)] | None = None
-    command: str | None = None
-    tokens_per_second: Annotated[float, Field(gt=0)] | None = None
-    simulated: bool = False
-    source: Literal["file", "http"] = "http"
+    ) = Field(
+        None,
+        description="Its card, by index or UUID; left out: the only one, or where its processes are seen.",
+    )
+    pin: bool = Field(False, description="Never advise to unload it to make room.")
+    preload: bool = Field(False, description="Kept with the registration; nothing loads models yet.")
+    ttl_s: Annotated[float, Field(gt=0), SECONDS] | None = Field(
+        None,
+        description="Idle for longer than this, it is advised to be unloaded; left out: not for idleness.",
+    )
+    command: str | None = Field(None, description="Kept with the registration; nothing starts servers yet.")
+    tokens_per_second: Annotated[float, Field(gt=0), Unit("tokens/s")] | None = Field(
+        None, description="Output of one request alone, for estimates until it is measured."
+    )
+    simulated: bool = Field(False, description="Let the simulator serve it at its port.")
+    source: Literal["file", "http"] = Field(
+        "http", description="Who registered it: set by the orchestrator, whatever is written here."
+    )
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:

@@ -38,8 +38,8 @@ from shared.store.scripts import Scripts, encoded
 _RAW_FIELD_CAP = 2_000
 """Characters of one raw field kept in the dead-letter stream: enough to recognise it, not to fill Redis."""
 _PAGE = 200
-_SUBMIT_PATIENCE_MS = 4_000
-"""How long a submission may be under way, as ``connect_commands(fail_fast=True)`` waits: 2 tries of 2 s."""
+SUBMIT_PATIENCE_S = 2.5
+"""How long a submission may be under way: less than the 3 s after which an api says that nothing happened."""
 _LATE = "LATE"
 
 
@@ -69,8 +69,9 @@ class JobStore:
         if idempotency is not None:
             order |= {"idempotency": idempotency, "digest": digest}
         # Late without a time-out: our idea of Redis' clock was wrong, and the reply has put it right.
+        until_ms = _clock_ms() + SUBMIT_PATIENCE_S * 1000
         for _ in range(2):
-            not_after_ms = max(0, _clock_ms() + self._clock_ahead_ms + _SUBMIT_PATIENCE_MS)
+            not_after_ms = max(0, until_ms + self._clock_ahead_ms)
             order["not_after_ms"] = not_after_ms
             outcome, job_id, rate, now_ms, *limit = await self._run("submit", encoded(order), job.body)
             self._clock_ahead_ms = int(now_ms) - _clock_ms()

@@ -51,8 +51,14 @@ NAMES = tuple(
 
 
 _MOST_TOGETHER = 64
-"""Calls sent at once: their replies are read before the next ones go out."""
+_SMALL_BYTES = 65_536
+"""A call with more goes by itself: many of them would not fit into one client's time-out."""
+_WAIT_S = 0.05
 _Word = str | bytes | int
+
+
+def _size(word: _Word) -> int:
+    return 8 if isinstance(word, int) else len(word)
 
 
 @dataclass(eq=False, slots=True)
@@ -65,15 +71,16 @@ class _Call:
 class Scripts:
     """The scripts of one namespace; ``run`` sends EVALSHA and falls back to loading on NOSCRIPT.
 
-    A call that comes while another one is under way waits for its reply and then goes out together with all
-    that came meanwhile: under load one write and one read serve many, while a single caller waits for nobody.
+    A call that comes while another one is under way waits for its reply (but not long) and goes out together
+    with all that came meanwhile: under load one write serves many, while a single caller waits for nobody.
     """
 
     def __init__(self, redis: Redis, keys: Keys, history: HistorySettings, retention_s: float) -> None:
         self._redis = redis
-        self._under_way = False
+        self._under_way = 0
         self._waiting: list[_Call] = []
-        self._sending: asyncio.Task[None] | None = None
+        self._relief: asyncio.TimerHandle | None = None
+        self._sending: set[asyncio.Task[None]] = set()
         self._slot_key = keys.events
         self._scripts: dict[str, AsyncScript] = {
             name: redis.register_script(_source(name, keys, history, retention_s)) for name in NAMES
@@ -81,47 +88,69 @@ class Scripts:
 
     async def run(self, name: str, *args: str | bytes | int) -> Any:
         """Run a script; its reply is parsed by the typed wrapper that called."""
-        if self._under_way or self._sending is not None:
-            call = _Call(name, args, asyncio.get_running_loop().create_future())
-            self._waiting.append(call)
-            return await call.reply
-        self._under_way = True
+        if not self._under_way or sum(map(_size, args)) > _SMALL_BYTES:
+            return await self._alone(name, args)
+        loop = asyncio.get_running_loop()
+        call = _Call(name, args, loop.create_future())
+        self._waiting.append(call)
+        if self._relief is None:
+            # What is under way may hang on a dead connection, or be large: nobody waits long for it.
+            self._relief = loop.call_later(_WAIT_S, self._send_waiting)
+        return await call.reply
+
+    async def _alone(self, name: str, args: Sequence[_Word]) -> Any:
+        self._under_way += 1
         try:
             return await self._single(name, args)
         finally:
-            self._under_way = False
-            if self._waiting:
-                self._sending = asyncio.create_task(self._send_waiting())
+            self._came_back()
 
     async def _single(self, name: str, args: Sequence[_Word]) -> Any:
         return await self._scripts[name](keys=[self._slot_key], args=list(args))
 
-    async def _send_waiting(self) -> None:
-        try:
-            while self._waiting:
-                calls, self._waiting = self._waiting[:_MOST_TOGETHER], self._waiting[_MOST_TOGETHER:]
-                # Nobody waits for the others any more: they were told that nothing happened.
-                await self._send([call for call in calls if not call.reply.done()])
-        finally:
-            self._sending = None
-            for call in self._waiting:
-                call.reply.cancel()
-            self._waiting = []
+    def _came_back(self) -> None:
+        self._under_way -= 1
+        if self._waiting:
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        if self._relief is not None:
+            self._relief.cancel()
+            self._relief = None
+        # Nobody waits for the others any more: they were told that nothing happened.
+        calls = [call for call in self._waiting if not call.reply.done()]
+        self._waiting = []
+        for start in range(0, len(calls), _MOST_TOGETHER):
+            task = asyncio.create_task(self._send(calls[start : start + _MOST_TOGETHER]))
+            self._under_way += 1
+            self._sending.add(task)
+            task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._came_back()
 
     async def _send(self, calls: Sequence[_Call]) -> None:
+        repeated: list[_Call] = []
         try:
             replies = await self._together(calls)
         except Exception as error:
             replies = [error] * len(calls)
+        except asyncio.CancelledError:
+            for call in calls:
+                call.reply.cancel()
+            raise
         for call, reply in zip(calls, replies, strict=True):
             if call.reply.done():
                 continue  # whoever asked waits no more
             if isinstance(reply, NoScriptError):
-                await self._repeat(call)
+                repeated.append(call)
             elif isinstance(reply, Exception):
                 call.reply.set_exception(reply)
             else:
                 call.reply.set_result(reply)
+        for call in repeated:
+            await self._repeat(call)
 
     async def _together(self, calls: Sequence[_Call]) -> list[Any]:
         pipe = self._redis.pipeline(transaction=False)

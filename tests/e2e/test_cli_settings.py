@@ -9,6 +9,7 @@ import yaml
 
 from shared import config
 from tests.kit.cli import Commands, environment, process, written
+from tests.kit.stack import ROOT
 
 _WRONG = """
 redis: {url: "redis://:hunter2@10.0.0.2:6379/0", namspace: x}
@@ -94,3 +95,15 @@ def test_up_is_not_disturbed_by_what_only_the_command_line_reads(tmp_path: Path)
     (line,) = ended.err.splitlines()
     assert "router.lease_s = 'soon'" in line
     assert "api_key" not in line
+
+
+def test_the_reference_is_printed_as_a_page_an_extract_and_a_schema(commands: Commands) -> None:
+    page = commands.piped("config", "reference", environ=environment())
+    assert (page.code, page.err) == (0, "")
+    assert page.out == (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    extract = commands.piped("config", "reference", "--short", environ=environment())
+    assert (extract.code, extract.err) == (0, "")
+    assert extract.out in (ROOT / "README.md").read_text(encoding="utf-8")
+    schema = commands.piped("config", "reference", "--json", environ=environment())
+    assert (schema.code, schema.err) == (0, "")
+    assert set(schema.document["properties"]) == set(config.Settings.model_fields)

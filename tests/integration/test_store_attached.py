@@ -159,3 +159,21 @@ async def test_a_job_whose_hash_was_deleted_by_hand_does_not_stay_attached(store
     await store.jobs.sweep(grace_ms=0)
     assert await store.redis.exists(store.keys.of("held_by", HOLDER)) == 0
     assert await store.redis.smembers(store.keys.static("attached")) == set()
+
+
+async def test_sweeps_that_are_always_late_do_not_keep_a_dead_apis_jobs_for_ever(store: Store) -> None:
+    await store.attach()
+    await store.set_holder(alive=False)
+    swept = store.keys.static("swept")
+    await store.redis.delete(swept)
+
+    async def late_sweep() -> bool:
+        """As if the last look had been three seconds ago, at the end of what was then the present."""
+        for field in ("last_ms", "amnesty_until_ms"):
+            known = await store.redis.hget(swept, field)
+            if known is not None:
+                await store.redis.hset(swept, field, str(int(known) - 3000))
+        return bool(await store.jobs.sweep(grace_ms=0))
+
+    assert [await late_sweep() for _ in range(3)] == [False, False, True]
+    assert await store.state() == JobState.FAILED

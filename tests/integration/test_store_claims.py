@@ -78,3 +78,11 @@ async def test_entries_of_accepted_jobs_are_acked_together_and_unknown_ones_told
         ours = {f"router {entry}" for entry, _ in entries}
         assert ours & set(pending) == {f"router {entry}" for entry in unknown}
     assert await store.jobs.acknowledge([]) == []
+
+
+async def test_bodies_that_would_not_fit_into_one_reply_wait_for_the_next_call(store: Store) -> None:
+    body = b'{"prompt":"%s"}' % (b"x" * 700_000)
+    for job_id in ("a", "b", "c", "d"):
+        await store.submit(job_id, body=body)
+    assert await _outcomes(store, "a", "b", "c", "d") == [CLAIMED, CLAIMED, SKIPPED, SKIPPED]
+    assert await _outcomes(store, "c", "d") == [CLAIMED, CLAIMED]

@@ -20,7 +20,8 @@ from tests.kit.redis_fixture import free_port
 from tests.kit.store_fixture import BOUND, Store, new_job, open_store
 from tests.kit.waiting import wait_until
 
-_PATIENCE_S = 4.0
+_PATIENCE_S = 3.0
+"""After this long an api tells its client that nothing was accepted."""
 
 
 @pytest.fixture

@@ -58,13 +58,14 @@ async def test_what_nobody_waits_for_any_more_is_not_sent(store: Store) -> None:
     async with FaultProxy(store.url) as proxy, open_store(proxy.url) as slow:
         await slow.submit("warm")
         proxy.spoil(Fault.STALL, at=len(proxy.commands) + 1)
-        first = asyncio.create_task(slow.submit("first"))
+        first = asyncio.create_task(slow.jobs.cancel("warm", "enough"))
         await wait_until(lambda: proxy.spoiled, "the first call is under way")
         second = asyncio.create_task(slow.submit("second"))
         third = asyncio.create_task(slow.submit("third"))
         await asyncio.sleep(0)
         second.cancel()
-        assert tuple(await asyncio.gather(first, third)) == ("ACCEPTED", "ACCEPTED")
+        assert (await first)[0] is CancelOutcome.CANCELLED
+        assert await third == "ACCEPTED"
     assert await store.state("second") == "absent"
 
 
@@ -84,3 +85,22 @@ async def _pieces(store: Store) -> int:
     """Reads of the server so far: each takes whatever one write has brought."""
     stats: dict[str, Any] = await store.redis.info("stats")
     return int(stats["total_reads_processed"])
+
+
+async def test_a_call_that_hangs_holds_the_others_up_for_a_moment_only(store: Store) -> None:
+    async with FaultProxy(store.url) as proxy, open_store(proxy.url, fail_fast=True) as slow:
+        await slow.submit("warm")
+        proxy.spoil(Fault.BLACKHOLE, at=len(proxy.commands) + 1)
+        hanging = asyncio.create_task(slow.submit("hanging"))
+        await wait_until(lambda: proxy.spoiled, "the first call hangs")
+        assert await slow.jobs.cancel("warm", "enough") == (CancelOutcome.CANCELLED, "cancelled")
+        assert not hanging.done()
+        await asyncio.gather(hanging, return_exceptions=True)
+
+
+async def test_a_large_call_goes_by_itself(store: Store) -> None:
+    body = b'{"prompt":"%s"}' % (b"x" * 100_000)
+    await store.submit("warm")
+    large = [store.submit(f"large {number}", body=body) for number in range(5)]
+    small = [store.submit(f"small {number}") for number in range(5)]
+    assert await asyncio.gather(*large, *small) == ["ACCEPTED"] * 10

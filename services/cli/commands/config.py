@@ -1,4 +1,4 @@
-"""``config``: whether the settings are right, and what they come to; passwords and keys are never shown."""
+"""``config``: which settings there are, whether they are right, what they come to; keys are never shown."""
 
 from __future__ import annotations
 
@@ -50,6 +50,22 @@ def show(file: File = None, as_json: AsJson = False) -> None:
     sys.stdout.write(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
+def reference(
+    short: Annotated[
+        bool, typer.Option("--short", help="Only the table of those that people change most.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON schema of the settings file, for editors.")
+    ] = False,
+) -> None:
+    from services.cli import reference
+
+    if as_json:
+        Screen(as_json=True).document(reference.json_schema())
+    else:
+        sys.stdout.write(reference.extract() if short else reference.page())
+
+
 def effective(file: str | None) -> Any:
     """The settings in effect as plain data, without secrets; raises ``ConfigError``."""
     settings = load(file)
@@ -69,7 +85,7 @@ def _origin(file: str | None) -> str:
 
 GROUP = Group(
     name="config",
-    summary="Check the settings, or show what they come to.",
+    summary="Check the settings, show what they come to, or list all there are.",
     commands=(
         Command(
             name="check",
@@ -84,6 +100,13 @@ GROUP = Group(
             summary="Print the settings in effect as YAML.",
             more="File, environment and defaults together. Passwords and keys are hidden.",
             examples=("config show my.yaml", "config show --json"),
+        ),
+        Command(
+            name="reference",
+            run=reference,
+            summary="Print the documentation of every setting, in Markdown.",
+            more="With its variable, default, range, unit and meaning; docs/configuration.md is this.",
+            examples=("config reference", "config reference --short", "config reference --json"),
         ),
     ),
 )

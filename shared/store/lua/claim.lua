@@ -3,8 +3,15 @@
 -- hash), decision (flat list for orch:decisions), keep_holds {code = true}, grant (flat list for the api of an attached
 -- job). Returns for each {CLAIMED, attempt, deadline_ms, body} or {GONE|EXPIRED|BUSY|MOVED|ABANDONED|AWAY|SKIPPED}.
 
+-- One reply with many large bodies would outlast its client's time-out, at every repetition: what comes after this
+-- much waits for the next call.
+local MOST_BYTES = 1048576
+local bytes = 0
+
 local function claimed(id, attempt, deadline_ms)
-  return {'CLAIMED', int(attempt), deadline_ms, redis.call('GET', key('request', id)) or ''}
+  local body = redis.call('GET', key('request', id)) or ''
+  bytes = bytes + #body
+  return {'CLAIMED', int(attempt), deadline_ms, body}
 end
 
 -- Why a slot can't be taken now, nil if it can.
@@ -90,7 +97,7 @@ local function claim(o)
   if job.nonce == o.nonce then return {'GONE'} end
   local score = redis.call('ZSCORE', key('ready', job.target), o.id)
   if job.state ~= STATE.queued or not score then return {'GONE'} end
-  if refused[job.target] then return {'SKIPPED'} end
+  if refused[job.target] or bytes > MOST_BYTES then return {'SKIPPED'} end
   local outcome = ended_instead(o, job)
   if outcome then
     refused[job.target] = outcome == 'AWAY'

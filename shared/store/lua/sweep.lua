@@ -63,14 +63,16 @@ local function end_jobs_of(holder)
 end
 
 local holders = redis.call('SMEMBERS', K.attached)
-if silence_counts() then
+local amnesty_until = tonumber(redis.call('HGET', K.swept, 'amnesty_until_ms') or '0')
+-- Heartbeats may be old because nobody could write them: everybody gets time for the next. Not twice in a row, lest
+-- sweeps that are always late let nobody be gone.
+if #holders > 0 and NOW - (last or 0) > SWEEPS_STOOD_STILL_MS and (last or 0) >= amnesty_until then
+  amnesty_until = NOW + HOLDER_SILENT_MS
+  redis.call('HSET', K.swept, 'amnesty_until_ms', int(amnesty_until))
+end
+if NOW >= amnesty_until then
   for _, holder in ipairs(holders) do
     if #swept < limit and not holder_alive(holder) then end_jobs_of(holder) end
-  end
-elseif #holders > 0 then
-  -- Heartbeats may be old because nobody could write them: everybody gets time for the next.
-  if NOW - (last or 0) > SWEEPS_STOOD_STILL_MS then
-    redis.call('HSET', K.swept, 'amnesty_until_ms', int(NOW + HOLDER_SILENT_MS))
   end
 end
 redis.call('HSET', K.swept, 'last_ms', int(NOW))
