@@ -197,7 +197,7 @@ class Aggregate:
 def _parse(event: SseEvent) -> Object | None:
     try:
         chunk = json.loads(event.data)
-    except ValueError:
+    except (ValueError, RecursionError):  # the second for one that nests too deep
         raise Broken(f"an event of the stream is not JSON: {event.data}") from None
     if chunk is None:
         return None  # llama.cpp begins the stream of a list of prompts so

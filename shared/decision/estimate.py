@@ -15,6 +15,13 @@ TINY_SPEED, SMALL_SPEED, MEDIUM_SPEED, LARGE_SPEED = 200.0, 150.0, 100.0, 50.0
 ENOUGH_SAMPLES = 5
 """Finished jobs of a model before its averages may keep a request from it."""
 
+UNKNOWN_LENGTH = 512.0
+"""Output tokens of an answer where the usual length is not known: the default of ``jobs.max_tokens``.
+
+All of a request's own ``max_tokens`` would keep it from an idle model for ever: many clients ask for a
+context's worth and get a page.
+"""
+
 _SLOWEST, _FASTEST = 0.01, 1e6
 _LONGEST_S = 30 * 86_400.0
 """Bounds that keep every estimate finite whatever a reading says."""
@@ -76,8 +83,11 @@ def duration_ms(model: Model, request: Request) -> float:
 def likely_duration_ms(model: Model, request: Request) -> float:
     """As ``duration_ms``, but for an answer of this model's usual length where that is shorter.
 
+    ``UNKNOWN_LENGTH`` stands for a usual length that is not known; no answer outgrows the context.
     The deadline filter stands on this one: an answer that is usually short must not be refused its chance.
     """
     usual = finite(model.avg_output_tokens)
-    length = float(request.max_tokens) if usual is None else min(float(request.max_tokens), usual)
+    length = min(float(request.max_tokens), UNKNOWN_LENGTH if usual is None else usual)
+    if model.context_known:
+        length = min(length, float(max(0, model.context_tokens - request.prompt_tokens)))
     return 1000 * (wait_s(model, request) + service_s(model, request, length))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from shared.states import JobState
 from shared.store.server import EmbeddedRedis
 from tests.integration.test_gateway_ends import gated_server
 from tests.integration.test_gateway_relay import WORDS
 from tests.kit.api_fixture import ApiClient, ApiProcess, api_config
 from tests.kit.gateway import CHAT, STREAM, desk
 from tests.kit.redis_fixture import free_port
-from tests.kit.store_fixture import open_store
+from tests.kit.store_fixture import Store, open_store
 from tests.kit.waiting import wait_until
 
 
@@ -68,3 +71,36 @@ async def test_an_answer_goes_on_while_redis_is_away_and_is_recorded_when_it_is_
 
         assert (await api.ended(job_id))["state"] == "succeeded"
     assert got.text.encode() == b"".join(WORDS)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_request_given_up_while_it_is_submitted_leaves_no_job_in_the_queue(
+    tmp_path: Path, redis: EmbeddedRedis, *, leaves: bool
+) -> None:
+    redis.start()
+    assert redis.pid is not None
+    async with open_store(redis.url) as store, desk(store, tmp_path) as api:
+        # The first submission of a process learns Redis' clock; only later ones are accepted in one call.
+        before = api.asks(CHAT)
+        await api.waiting()
+        before.cancel()
+        await wait_until(lambda: _waiting(store, 0), "the queue is empty")
+        os.kill(redis.pid, signal.SIGSTOP)
+        try:
+            asked = api.asks(CHAT, **{"X-Deadline-S": "30" if leaves else "0.3"})
+            await wait_until(lambda: api.state.gateway.open_requests == 1, "it is being submitted")
+            if leaves:
+                asked.cancel()
+            await wait_until(lambda: api.state.gateway.open_requests == 0, "it is given up")
+        finally:
+            os.kill(redis.pid, signal.SIGCONT)
+
+        async def cancelled() -> bool:
+            return len(await store.jobs.list_newest(state=JobState.CANCELLED, limit=9)) == 2
+
+        await wait_until(cancelled, "it is cancelled")
+        assert await store.jobs.counts() == (0, 0)
+
+
+async def _waiting(store: Store, count: int) -> bool:
+    return (await store.jobs.counts())[0] == count

@@ -76,6 +76,21 @@ async def test_llama_cpp_streams_for_a_client_that_does_not(store: Store, tmp_pa
     assert result["response"] is None
 
 
+async def test_a_backend_with_a_content_type_of_stray_bytes_is_passed_on(
+    store: Store, tmp_path: Path
+) -> None:
+    stray = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: a/b; x=\xff\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
+    )
+    async with desk(store, tmp_path) as api, faulty_server(stray) as backend:
+        asked = api.asks(CHAT)
+        job_id = await api.grant(backend.url, backend="vllm")
+        got = await asked
+
+        assert (await api.ended(job_id))["state"] == "succeeded"
+    assert (got.status, got.text, got.headers["content-type"]) == (200, "{}", "a/b; x=?")
+
+
 async def test_vllm_answers_as_it_was_asked(store: Store, tmp_path: Path) -> None:
     body = {"id": "c1", "model": "alpha", "choices": [], "usage": USAGE}
     whole = answer("200 OK", json.dumps(body).encode())

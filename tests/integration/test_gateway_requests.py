@@ -169,6 +169,7 @@ async def test_the_models_are_every_public_name_and_auto(api: ApiClient, api_sto
     answer = await api.get("/v1/models")
     one = await api.get("/v1/models/auto:MedicalQA")
     nobody = await api.get("/v1/models/some/path")
+    slash = await api.get("/v1/models/")
 
     assert answer.body["object"] == "list"
     owners = {entry["id"]: entry["owned_by"] for entry in answer.body["data"]}
@@ -181,6 +182,7 @@ async def test_the_models_are_every_public_name_and_auto(api: ApiClient, api_sto
     }
     assert all((entry["object"], entry["created"]) == ("model", 0) for entry in answer.body["data"])
     assert one.body in answer.body["data"]
+    assert slash.body == answer.body
     assert (nobody.status, nobody.body["error"]["code"]) == (404, "model_not_found")
 
 

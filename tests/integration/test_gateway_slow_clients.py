@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.kit.faulty_server import answer, faulty_server
 from tests.kit.gateway import Desk, desk
 from tests.kit.store_fixture import MODEL, Store
 from tests.kit.stream_clients import PATH, Heard, Verdict, client_session
@@ -75,6 +77,27 @@ async def test_a_slow_client_does_not_hold_up_the_record_of_its_jobs_end(
                     took_s.append(time.monotonic() - asked)
 
     assert min(took_s) < AT_ONCE_S, took_s
+
+
+async def test_a_client_that_asks_twice_and_reads_nothing_counts_as_gone(
+    store: Store, tmp_path: Path
+) -> None:
+    config: Any = {"router": {"idle_timeout_s": 1}, "jobs": {"max_result_bytes": 16 * 2**20}}
+    body = b'{"model":"alpha","messages":[{"role":"user","content":"hi"}]}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(body)}\r\n\r\n"
+    long = answer("200 OK", b'{"text":"' + b"x" * 15_000_000 + b'"}')
+    async with desk(store, tmp_path, **config) as api, faulty_server(long) as backend:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", api.state.settings.api.port))
+            await loop.sock_sendall(client, (head.encode() + body) * 2)
+            first = await api.grant(backend.url, backend="vllm")
+            assert (await api.ended(first))["state"] == "succeeded"
+            await api.grant(backend.url, backend="vllm")
+            # The backend's answer is complete, so that of the job there is nothing to cancel.
+            await wait_until(lambda: api.state.gateway.open_requests == 0, "the second request is given up")
 
 
 def _stand_still() -> None:

@@ -184,3 +184,8 @@ def test_empty_events_are_ignored(data: str) -> None:
     result = aggregate(data)
 
     assert (result.done, result.empty) == (False, True)
+
+
+def test_an_event_nested_beyond_all_bounds_is_a_broken_answer() -> None:
+    with pytest.raises(Broken, match="is not JSON"):
+        aggregate('{"a":' * 100_000)

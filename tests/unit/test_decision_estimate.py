@@ -8,7 +8,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from shared.decision.estimate import duration_ms, likely_duration_ms, tabled_speed, tokens_per_second, wait_s
+from shared.config import JobSettings
+from shared.decision.estimate import (
+    UNKNOWN_LENGTH,
+    duration_ms,
+    likely_duration_ms,
+    tabled_speed,
+    tokens_per_second,
+    wait_s,
+)
 from shared.decision.snapshot import Model, Request
 from tests.unit.strategies import MEDIX, OPENINS, PLAIN, PROPERTY, TINY, WILD, models_of, requests
 
@@ -87,6 +95,23 @@ def test_the_usual_length_shortens_the_likely_duration_only() -> None:
     assert likely_duration_ms(brief, FULL_ANSWER) == pytest.approx(100)
     assert likely_duration_ms(brief, Request(max_tokens=3)) == pytest.approx(20)
     assert duration_ms(brief, FULL_ANSWER) == duration_ms(PLAIN, FULL_ANSWER)
+
+
+def test_an_unknown_usual_length_is_the_default_of_a_request() -> None:
+    untried, huge = replace(PLAIN, context_tokens=1_000_000), Request(max_tokens=750_000)
+    assert JobSettings().max_tokens == UNKNOWN_LENGTH
+    assert likely_duration_ms(untried, huge) == pytest.approx(512 / 150 * 1000)
+    assert likely_duration_ms(untried, Request(max_tokens=3)) == pytest.approx(20)
+
+
+def test_no_answer_is_longer_than_the_room_in_the_context() -> None:
+    wordy, request = (
+        replace(PLAIN, context_tokens=2048, avg_output_tokens=9000.0),
+        Request(prompt_tokens=1748, max_tokens=10_000),
+    )
+    assert likely_duration_ms(wordy, request) == pytest.approx(2000)
+    assert likely_duration_ms(replace(wordy, context_known=False), request) == pytest.approx(60_000)
+    assert likely_duration_ms(wordy, replace(request, prompt_tokens=5000)) == 0
 
 
 @PROPERTY

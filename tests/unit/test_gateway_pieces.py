@@ -123,6 +123,49 @@ def test_what_a_model_writes_is_no_error() -> None:
     assert error_in(f"data: {text}\n\n".encode()) is None
 
 
+@pytest.mark.parametrize("after", range(len("error:")))
+def test_what_a_model_writes_is_no_error_wherever_the_end_is_cut(after: int) -> None:
+    ending = Ending(OPENAI)
+    ending.see(b'data: {"text":"' + b"error:" * 4000 + b"x" * after + b'"}\n\n')
+    ending.see(b"data: [DONE]\n\n")
+
+    assert ending.told_error() is None
+    ending.check()
+
+
+def test_what_a_model_writes_is_no_end() -> None:
+    ending = Ending(ANTHROPIC)
+    ending.see(b'event: content_block_delta\ndata: {"text":"an event: message_stop ends it"}\n\n')
+    ending.see(b'event: content_block_delta\ndata: {"text":"')
+    ending.see(b'event: message_stop"}\n\n')
+
+    with pytest.raises(Interrupted):
+        ending.check()
+
+
+def test_what_a_model_writes_is_no_failure() -> None:
+    ending = Ending(RESPONSES)
+    ending.see(b'event: response.output_text.delta\ndata: {"delta":"event: response.failed"}\n\n')
+    ending.see(b"event: response.completed\ndata: {}\n\n")
+
+    assert ending.told_error() is None
+    ending.check()
+
+
+def test_a_failure_that_the_backend_tells_is_one() -> None:
+    ending = Ending(RESPONSES)
+    ending.see(b"event: response.created\ndata: {}\n\nevent: response.failed\ndata: {}\n\n")
+
+    assert isinstance(ending.told_error(), Broken)
+
+
+def test_objects_nested_beyond_all_bounds_are_no_crash() -> None:
+    deep = b'{"a":' * 100_000
+
+    assert isinstance(error_in(b"error: " + deep + b"\n\n"), Broken)
+    assert last_object(b'"usage":' + deep, "usage") == {}
+
+
 @pytest.mark.parametrize(
     ("tail", "found"),
     [

@@ -141,7 +141,8 @@ class Answer:
         if self.client.begun:
             raise Broken(f"answered {response.content_type} where an event stream was asked for", 200)
         renamer = self._renamer()
-        content_type = (b"content-type", response.headers.get("Content-Type", "").encode() or _JSON[1])
+        said = response.headers.get("Content-Type", "")  # a backend may have put any bytes there
+        content_type = (b"content-type", said.encode("latin-1", "replace") or _JSON[1])
         held, head, tail, begun = bytearray(), b"", b"", False
         with backend_errors():
             while chunk := await response.content.readany():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -14,8 +15,10 @@ from pydantic_core import from_json, to_json
 from starlette.types import Receive, Scope
 
 from services.api.access import Access, access_of
+from services.api.gateway import refusals
 from services.api.gateway.dialects import Endpoint
 from services.api.gateway.refusals import Refusal, invalid
+from services.api.gateway.room import Share
 from shared.config import Settings
 from shared.jobs import ANY_AGENT, AUTO
 from shared.states import Mode
@@ -28,6 +31,8 @@ _LONGEST_NAME = 128
 _MOST_TOKENS = 1_000_000
 _MOST_HEADER_BYTES = 64 * 1024
 """The server itself sets no bound."""
+WITHIN_S = 60.0
+"""The longest that a body may take to come: what has come of it is held meanwhile."""
 _AGENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _HEADERS = (b"x-agent-type", b"x-priority", b"x-mode", b"x-deadline-s", b"content-length")
@@ -71,10 +76,17 @@ class Ask:
         return to_json({**self.data, "model": upstream_name})
 
 
-async def read_ask(scope: Scope, receive: Receive, endpoint: Endpoint, limit: int) -> Ask:
-    """Read a request whole; raises ``Refusal`` (400, 413, 431), and ``ClientLeft``."""
+async def read_ask(
+    scope: Scope, receive: Receive, endpoint: Endpoint, limit: int, share: Share, within_s: float = WITHIN_S
+) -> Ask:
+    """Read a request whole; raises ``Refusal`` (400, 408, 413, 431, 503), and ``ClientLeft``."""
     headers = _headers(scope)
-    raw = await _read_body(receive, headers.get(b"content-length", ""), limit)
+    try:
+        async with asyncio.timeout(within_s):
+            raw = await _read_body(receive, headers.get(b"content-length", ""), limit, share)
+    except TimeoutError:
+        raise refusals.too_slow(within_s) from None
+    share.take_values(raw)
     try:
         data: JsonValue = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
@@ -146,7 +158,7 @@ def _headers(scope: Scope) -> dict[bytes, str]:
     return {name: value.decode("latin-1").strip() for name, value in scope["headers"] if name in _HEADERS}
 
 
-async def _read_body(receive: Receive, declared: str, limit: int) -> bytes:
+async def _read_body(receive: Receive, declared: str, limit: int, share: Share) -> bytes:
     if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
         raise _too_large(limit)
     body = bytearray()
@@ -154,9 +166,11 @@ async def _read_body(receive: Receive, declared: str, limit: int) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        body += message.get("body", b"")
-        if len(body) > limit:
+        piece = message.get("body", b"")
+        if len(body) + len(piece) > limit:
             raise _too_large(limit)
+        share.take(len(piece))
+        body += piece
         if not message.get("more_body", False):
             return bytes(body)
 

@@ -45,7 +45,10 @@ class Client:
     async def begin(self, status: int, headers: Headers) -> None:
         self.begun = True
         self.streams = STREAM_HEADERS[0] in headers
+        # Waits for a client that asked again on its connection and has not taken its last answer yet.
+        self.sending_since = time.monotonic()
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self.sending_since = None
 
     async def write(self, piece: bytes, *, last: bool = False) -> None:
         self.sending_since = time.monotonic()

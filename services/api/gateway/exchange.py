@@ -28,6 +28,7 @@ from services.api.gateway.outcomes import (
 from services.api.gateway.redis_away import STORE_TIMEOUT_S, persist
 from services.api.gateway.refusals import Refusal
 from services.api.gateway.standing import decision_headers, standing
+from services.api.gateway.unheard import Unheard
 from shared import outcomes
 from shared.backends.completion import Completion
 from shared.backends.errors import BackendError, Rejected
@@ -54,6 +55,7 @@ class Parts:
     session: aiohttp.ClientSession
     board: Switchboard
     leases: Leases
+    unheard: Unheard
     holder: str
     public_name: Callable[[str], str]
 
@@ -145,12 +147,15 @@ class Exchange:
     async def _submit(self) -> None:
         settings = self._parts.settings
         job = attached_job(self._ask, settings, self._line.job_id, self._parts.holder)
-        # Should it be accepted without our hearing of it, its grant is given back as nobody's.
+        # Should it be accepted without our hearing of it, it is cancelled behind us; a grant is given back.
         self._settled = True
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 submitted = await self._parts.jobs.submit(job, bound=settings.queue.bound)
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
+            self._parts.unheard.cancel(self._line.job_id)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise StoreUnavailable("it does not answer in time") from None
         if submitted.outcome is SubmitOutcome.LIMITED and job.limits is not None:
             raise refusals.key_limit(*limit_reached(job.limits, submitted))

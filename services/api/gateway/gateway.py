@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 
 from loguru import logger
 from starlette.types import Receive, Scope, Send
@@ -20,6 +21,8 @@ from services.api.gateway.lines import Switchboard
 from services.api.gateway.outcomes import Cut, failure_of_cut
 from services.api.gateway.redis_away import STORE_TIMEOUT_S, persist
 from services.api.gateway.refusals import Refusal
+from services.api.gateway.room import Room
+from services.api.gateway.unheard import Unheard
 from services.api.registry import Registry
 from shared.backends.session import open_session
 from shared.config import Settings
@@ -31,8 +34,6 @@ from shared.store.jobs import JobStore
 GRACE_S = 2.0
 """For answers that are being sent when the api stops: a second less than the server gives them."""
 _LOOK_S = 1.0
-_MOST_HELD_BYTES = 512 * 2**20
-"""Of requests that wait or run here: their bodies are nowhere else, and this process must not die of them."""
 
 
 class Gateway:
@@ -60,7 +61,8 @@ class Gateway:
         self._exchanges: set[Exchange] = set()
         self._catalog = Catalog(())
         self._parts: Parts | None = None
-        self._held_bytes = 0
+        self._room = Room()
+        self._unheard = Unheard(jobs)
         self._stopping = False
 
     @property
@@ -74,6 +76,11 @@ class Gateway:
         return self._parts is not None and not self._stopping
 
     @property
+    def open_requests(self) -> int:
+        """How many requests, waiting or running, are not over yet."""
+        return len(self._exchanges)
+
+    @property
     def running(self) -> int:
         """How many answers backends work on for it."""
         return sum(not exchange.waits for exchange in self._exchanges)
@@ -84,13 +91,18 @@ class Gateway:
         leases = Leases(self._jobs, self._settings.router.lease_s)
         board = Switchboard(leases.keep, self._give_back)
         holder = self.holder
-        async with open_session() as session, asyncio.TaskGroup() as group:
+        async with (
+            aclosing(self._unheard),
+            open_session() as session,
+            asyncio.TaskGroup() as group,
+        ):
             self._parts = Parts(
                 self._settings,
                 self._jobs,
                 session,
                 board,
                 leases,
+                self._unheard,
                 holder,
                 lambda name: self._known().public_name(name),
             )
@@ -110,25 +122,22 @@ class Gateway:
         """Answer one call."""
         started = time.monotonic()
         client = Client(receive, send, endpoint.dialect)
-        try:
-            ask = await read_ask(scope, receive, endpoint, self._settings.api.max_body_bytes)
-            parts = self._ready()
-            await self._check(ask)
-            if self._held_bytes + len(ask.raw) > _MOST_HELD_BYTES:
-                raise refusals.too_much_held(self._held_bytes)
-        except ClientLeft:
-            return
-        except Refusal as refusal:
-            await client.refuse(refusal)
-            return
-        exchange = Exchange(parts, ask, client, started)
-        self._exchanges.add(exchange)
-        self._held_bytes += len(ask.raw)
-        try:
-            await exchange.run()
-        finally:
-            self._held_bytes -= len(ask.raw)
-            self._exchanges.discard(exchange)
+        with self._room.share() as share:
+            try:
+                ask = await read_ask(scope, receive, endpoint, self._settings.api.max_body_bytes, share)
+                parts = self._ready()
+                await self._check(ask)
+            except ClientLeft:
+                return
+            except Refusal as refusal:
+                await client.refuse(refusal)
+                return
+            exchange = Exchange(parts, ask, client, started)
+            self._exchanges.add(exchange)
+            try:
+                await exchange.run()
+            finally:
+                self._exchanges.discard(exchange)
 
     async def catalog(self) -> Catalog:
         """The models that can be asked for; raises ``Refusal`` while Redis has not been read."""

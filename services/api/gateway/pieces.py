@@ -101,6 +101,7 @@ class Ending:
         self._complete = False
         self._failed = False
         self._long = bool(dialect.ends)
+        self._at_line_start = True
 
     @property
     def tail(self) -> bytes:
@@ -114,11 +115,13 @@ class Ending:
         if b'"abort"' in piece and _ABORTED.search(piece):
             raise aborted()
         if self._long:
-            self._complete = self._complete or any(mark in piece for mark in self._dialect.ends)
-            self._failed = self._failed or any(mark in piece for mark in self._dialect.fails)
+            self._complete = self._complete or self._says(self._dialect.ends, piece)
+            self._failed = self._failed or self._says(self._dialect.fails, piece)
+            self._at_line_start = piece.endswith(b"\n") if piece else self._at_line_start
         self._tail += piece
         if len(self._tail) > 2 * _TAIL_BYTES:
             del self._tail[:-_TAIL_BYTES]
+            self._tail[:1] = b" "  # cut anywhere, it must not look like the beginning of a line
 
     def told_error(self) -> BackendError | None:
         """The error that the backend told in the stream itself."""
@@ -134,6 +137,12 @@ class Ending:
         if self._dialect.says_finish_reason and _FINISHED.search(self._tail):
             return
         raise Interrupted("backend_interrupted", "the stream ended before the answer did")
+
+    def _says(self, marks: tuple[bytes, ...], piece: bytes) -> bool:
+        # Only as a line of its own: inside one, it may be what the model wrote.
+        return any(
+            (self._at_line_start and piece.startswith(mark)) or b"\n" + mark in piece for mark in marks
+        )
 
 
 def aborted() -> Interrupted:
@@ -159,7 +168,7 @@ def error_in(piece: bytes) -> BackendError | None:
     for event in (*parser.feed(piece[match.end() :]), *parser.close()):
         try:
             said = json.loads(event.data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return Broken(event.data)
         return from_error_object(said.get("error", said) if isinstance(said, dict) else said)
     return Broken("an error without words")
@@ -173,7 +182,7 @@ def last_object(tail: bytes, name: str) -> Mapping[str, JsonValue]:
         start = at + len(name) + 3
         try:
             found, _ = _DECODER.raw_decode(text[start:].lstrip())
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         if isinstance(found, dict):
             return found

@@ -11,6 +11,7 @@ from shared.states import JobState
 AGAIN_S = 2
 """When to come again after what usually passes in a moment: an absent Redis, an api that stops."""
 _AGAIN_UNKNOWN_S = 30
+_TOO_SLOW = 408
 _NOT_FOUND = frozenset({Cause.UNKNOWN_MODEL, Cause.UNKNOWN_AGENT_TYPE, Cause.NOT_SERVING})
 MODEL_NOT_FOUND = "model_not_found"
 
@@ -48,6 +49,8 @@ class Refusal(OrchestratorError):
         if self.final:
             # OpenAI's and Anthropic's clients repeat every 5xx twice unless told otherwise.
             found.append((b"x-should-retry", b"false"))
+        if self.status == _TOO_SLOW:
+            found.append((b"connection", b"close"))  # the rest of the body would be read from it for nothing
         return found
 
 
@@ -81,6 +84,20 @@ def key_limit(message: str, again_s: int) -> Refusal:
 def too_much_held(held_bytes: int) -> Refusal:
     held = f"{held_bytes / 2**20:.0f} MB of requests wait in this api already"
     return Refusal(503, "api_full", f"{held}: try again", again_s=_AGAIN_UNKNOWN_S)
+
+
+def too_much_alone(bound_bytes: int) -> Refusal:
+    return Refusal(
+        413,
+        "body_too_large",
+        f"the body's values would take more than {bound_bytes / 2**20:.0f} MB of memory: shorten it",
+    )
+
+
+def too_slow(within_s: float) -> Refusal:
+    return Refusal(
+        _TOO_SLOW, "request_timeout", f"the body did not come within {within_s:g} s: send it faster"
+    )
 
 
 def stopping() -> Refusal:

@@ -22,6 +22,7 @@ _JSON = [(b"content-type", b"application/json")]
 _ERRORS = {
     400: "A field or a header is wrong; or the backend refused it (then with its own words and status)",
     404: "No such model or agent type",
+    408: "The body came too slowly",
     413: "The body is too large",
     429: "The queue is full, or a limit of the API key is reached",
     431: "The headers are too large",
@@ -60,7 +61,7 @@ class _Models:
     async def _body(self, model_id: str | None, access: Access | None) -> bytes:
         catalog = await self._gateway.catalog()
         allowed = None if access is None else access.models
-        if model_id is None:
+        if not model_id:  # None, or the list with a slash at its end
             entries = [entry for entry in catalog.entries() if allowed is None or entry["id"] in allowed]
             return to_json({"object": "list", "data": entries})
         entry = catalog.entry(model_id) or (await self._gateway.refreshed_catalog()).entry(model_id)
