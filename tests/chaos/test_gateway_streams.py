@@ -54,7 +54,7 @@ async def test_two_hundred_streams_lose_no_byte_no_slot_and_no_memory(arena: Are
     files: list[list[int]] = []
     verdicts = []
     for number in range(ROUNDS):
-        verdicts.append(await _round(arena, random.Random(number), last=number == ROUNDS - 1))
+        verdicts.append(await _round(arena, number))
         await arena.idle()
         sizes.append([process.memory_info().rss / 2**20 for process in watched])
         files.append([process.num_fds() for process in watched])
@@ -62,30 +62,31 @@ async def test_two_hundred_streams_lose_no_byte_no_slot_and_no_memory(arena: Are
     await arena.journal()
     for found in verdicts:
         assert found[Verdict.REFUSED] == 0, "an answer that had not begun was not tried elsewhere"
-        assert found[Verdict.BROKEN] > 0, "no answer broke off when its backend died"
         assert found[Verdict.COMPLETE] > PLAIN // 2
+    # Later it is trusted less and has few answers, perhaps none that has begun.
+    assert verdicts[0][Verdict.BROKEN] > 0, "no answer broke off when its backend died"
     grown = [late - early for early, late in zip(sizes[0], sizes[-1], strict=True)]
     assert max(grown) < GROWTH_MB, f"routers and apis grew by {grown} MB: {sizes}"
     opened = [late - early for early, late in zip(files[0], files[-1], strict=True)]
     assert max(opened) < GROWTH_FILES, f"routers and apis hold {opened} more files: {files}"
 
 
-async def _round(arena: Arena, chance: random.Random, *, last: bool) -> Counter[Verdict]:
+async def _round(arena: Arena, number: int) -> Counter[Verdict]:
     """All kinds of clients at once while a backend dies under some; what those that stayed got."""
-    apis = itertools.cycle(APIS)
+    apis, chance = itertools.cycle(APIS), random.Random(number)
     plain = [arena.ask(next(apis), "auto:Chat", events=40, pause_s=0.1) for _ in range(PLAIN)]
     slow = [arena.ask(next(apis), "auto:Chat", pace_s=0.01, events=250, size=4000) for _ in range(SLOW)]
     fragile = [
-        arena.ask(next(apis), "fragile", events=40, pause_s=0.1, break_after=None if number % 4 else 25)
-        for number in range(FRAGILE)
+        arena.ask(next(apis), "fragile", events=40, pause_s=0.1, break_after=None if one % 4 else 25)
+        for one in range(FRAGILE)
     ]
     leaving = [
         asyncio.create_task(_leave(arena, next(apis), chance.random() < 0.5, chance.random()))
         for _ in range(LEAVING)
     ]
-    await _kill_under_load(arena, plain)
+    await _kill_under_load(arena, plain, begun=1 if number == 0 else 0)
     # The one that took its place is asked again once its breaker lets somebody try.
-    back = [] if last else [arena.ask(APIS[0], "mortal")]
+    back = [] if number == ROUNDS - 1 else [arena.ask(APIS[0], "mortal")]
     for _, client in (*plain, *slow, *fragile, *back):
         await client
     await asyncio.gather(*leaving)
@@ -96,11 +97,15 @@ async def _round(arena: Arena, chance: random.Random, *, last: bool) -> Counter[
     return Counter(heard.verdict() for heard, _ in (*plain, *slow))
 
 
-async def _kill_under_load(arena: Arena, clients: list[Client]) -> None:
-    """Kill a backend while all work, and start another in its place once its clients know."""
+async def _kill_under_load(arena: Arena, clients: list[Client], *, begun: int) -> None:
+    """Kill a backend while all work, and start another in its place once its clients know.
+
+    ``begun``: how many of its answers must have begun.
+    """
 
     async def busy() -> bool:
-        return await arena.running() >= TOGETHER
+        models = [heard.headers.get("x-orchestrator-model") for heard, _ in clients if heard.answered]
+        return models.count("mortal") >= begun and await arena.running() >= TOGETHER
 
     await wait_until(busy, f"{TOGETHER} answers run together", timeout_s=20)
     arena.servers["mortal"].kill()
