@@ -1,17 +1,22 @@
-"""Logging: loguru to the terminal and to ``<dir>/<service>.log``, stdlib records included."""
+"""Logging: loguru to stderr and to ``<dir>/<service>.log``, stdlib records included, and canonical lines."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 from loguru import logger
 
 from shared.config import LogSettings
+from shared.log_lines import json_line, terminal_line, text_line
+from shared.log_sink import BoundedFile, Lines, Render
 
-_TERMINAL = "<green>{time:HH:mm:ss.SSS}</green> <level>{level: <7}</level> {extra[service]} {message}"
-_FILE = "{time:YYYY-MM-DDTHH:mm:ss.SSSZZ} {level: <7} {extra[service]} {message}"
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+Field = str | int | float | None
+_EVENT_AND_MESSAGE = "{message}"
 
 
 class _Intercept(logging.Handler):
@@ -25,22 +30,51 @@ class _Intercept(logging.Handler):
 
 
 def configure(service: str, settings: LogSettings) -> None:
-    """Send this process's log to stderr and to its file (10 MB, one predecessor kept)."""
+    """Send this process's log to stderr and to its file (10 MB, one predecessor kept).
+
+    May be called again, with other settings.
+    """
     logger.remove()
     logger.configure(extra={"service": service})
-    logger.add(sys.stderr, level=settings.level, format=_TERMINAL, backtrace=False, diagnose=False)
-    directory = Path(settings.dir)
+    path = Path(settings.dir) / f"{service}.log"
+    file, refused = None, None
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        logger.add(
-            directory / f"{service}.log",
-            level=settings.level,
-            format=_FILE,
-            rotation="10 MB",
-            retention=1,
-            backtrace=False,
-            diagnose=False,
-        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = BoundedFile(path)
     except OSError as error:
-        logger.warning("log.dir {}: {}: logging to the terminal only", directory, error.strerror)
+        refused = error.strerror
+    # The function makes the line, loguru's own formatting is not wanted: it costs as much again.
+    logger.add(
+        Lines(sys.stderr, _shown(settings), text_line, file),
+        level=settings.level,
+        format=lambda _: "",
+        backtrace=False,
+        diagnose=False,
+    )
+    if refused is not None:
+        logger.warning("log.dir {}: {}: logging to stderr only", path.parent, refused)
     logging.basicConfig(handlers=[_Intercept()], level=logging.WARNING, force=True)
+
+
+def event(name: str, /, level: Level = "INFO", message: str | None = None, **fields: Field) -> None:
+    """One canonical line: ``event=<name>`` and its fields; those that are None are left out.
+
+    ``message`` says the same for people. Durations are in ms and say so in their names.
+    """
+    if message is None:
+        logger.log(level, name, event=name, **fields)
+    else:
+        logger.log(level, _EVENT_AND_MESSAGE, event=name, message=message, **fields)
+
+
+def chosen_format(settings: LogSettings) -> Literal["text", "json"]:
+    """``log.format``, where ``auto`` is text on a terminal and JSON elsewhere."""
+    if settings.format != "auto":
+        return settings.format
+    return "text" if sys.stderr.isatty() else "json"
+
+
+def _shown(settings: LogSettings) -> Render:
+    if chosen_format(settings) == "json":
+        return json_line
+    return terminal_line if sys.stderr.isatty() and "NO_COLOR" not in os.environ else text_line

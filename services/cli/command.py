@@ -12,8 +12,8 @@ from typing import Any
 import typer
 
 from services.cli.failures import exit_code
-from services.cli.masking import masked
 from shared.errors import OrchestratorError
+from shared.masking import masked
 
 PROGRAM = "gpu-orchestrator"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from services.cli.masking import masked
 from shared.config import Settings
 from shared.errors import ConfigError
 from shared.keys import Keys
+from shared.masking import masked
 from shared.store.client import connect_commands, connect_reader
 from shared.store.records import StreamEntry
 from shared.store.streams import Follower, read_range

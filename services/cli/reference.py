@@ -8,6 +8,7 @@ from typing import Any
 
 from services.cli.command import PROGRAM
 from shared.config import ENV_PREFIX, Settings
+from shared.reload import takes_effect
 from shared.units import UNIT
 
 Schema = Mapping[str, Any]
@@ -40,6 +41,10 @@ JSON there. A wrong key or value is an error that names it and what is allowed. 
 looks for such errors, `config show` prints what is in effect, and `config reference --json` is a JSON schema
 of the file, for editors.
 
+The file is followed while the services run: a change counts about two seconds later where the last column
+says `at once`; what needs a restart (under `make up` of the whole) is named in the log. A file that is wrong,
+empty or gone changes nothing, and the log says so. A file that no longer names any model takes none away.
+
 Seconds (s) may have decimals. GB are of 2^30 bytes. `-` as default means that nothing is set.
 """
 
@@ -55,6 +60,7 @@ class Setting:
     allowed: str
     unit: str
     meaning: str
+    effect: str
 
 
 def json_schema() -> dict[str, Any]:
@@ -121,6 +127,7 @@ def _setting(section: str, key: str, schema: Schema, whole: Schema) -> Setting:
         allowed=" or ".join(_allowed(kind) for kind in kinds),
         unit=schema.get(UNIT) or next((kind[UNIT] for kind in kinds if UNIT in kind), ""),
         meaning=schema.get("description", ""),
+        effect=takes_effect(f"{section}.{key}"),
     )
 
 
@@ -184,9 +191,12 @@ def _as_list(section: str, field: Schema) -> str:
 
 def _section_table(own: Iterable[Setting]) -> str:
     rows = [
-        (f"`{one.key}`", f"`{one.variable}`", one.default, one.allowed, one.unit, one.meaning) for one in own
+        (f"`{one.key}`", f"`{one.variable}`", one.default, one.allowed, one.unit, one.meaning, one.effect)
+        for one in own
     ]
-    titles: tuple[str, ...] = ("key", "environment", "default", "allowed", "unit", "meaning")
+    titles: tuple[str, ...] = (
+        "key", "environment", "default", "allowed", "unit", "meaning", "takes effect",
+    )  # fmt: skip
     if rows[0][1] == "``":
         return _table(_without_second(titles), map(_without_second, rows))
     return _table(titles, rows)

@@ -1,4 +1,4 @@
-"""No key is ever written down: not in a log, an error, an event, a decision, or anything else in Redis."""
+"""No key and no password is ever written down: not in a log, an error, an event, or anything in Redis."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 from shared.store.client import connect_reader
 from tests.kit.api_keys import bearer, made
 from tests.kit.configs import simulated_config
+from tests.kit.redis_fixture import redis_reply
 from tests.kit.stack import Stack
 from tests.kit.store_dump import dump
 from tests.kit.store_fixture import Store
 from tests.kit.waiting import wait_until
 
 _SERVICES = ("simulator", "monitor", "router", "api")
+_PASSWORD, _WRONG_PASSWORD, _BACKENDS_KEY = "open-sesame-7", "open-barley-8", "sk-abcdefghij0123456789"
 _CHAT = {"model": "auto", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
 
@@ -31,6 +33,7 @@ async def _use_everywhere(stack: Stack, key: str) -> set[str]:
         ("POST", "/v1/chat/completions", _CHAT),
         ("POST", "/v1/chat/completions", {**_CHAT, "stream": True}),
         ("POST", "/v1/chat/completions", {**_CHAT, "model": "none"}),
+        ("GET", f"/v1/jobs/x?api_key={key}", None),
         ("POST", "/v1/messages", _CHAT),
         ("DELETE", "/v1/gpu/models/alpha", None),
         ("POST", "/v1/gpu/rebalance", None),
@@ -44,13 +47,22 @@ async def _use_everywhere(stack: Stack, key: str) -> set[str]:
 
 
 def _files(directory: Path) -> dict[str, str]:
-    """Everything that the processes wrote."""
-    return {path.name: path.read_text(errors="replace") for path in directory.rglob("*") if path.is_file()}
+    """Everything that the processes wrote; the settings are the test's own."""
+    paths = [path for path in directory.rglob("*") if path.is_file() and path.name != "config.yaml"]
+    return {path.name: path.read_text(errors="replace") for path in paths}
+
+
+def _with(url: str, password: str) -> str:
+    """The address of a Redis with a name and a password."""
+    return url.replace("redis://", f"redis://services:{password}@")
 
 
 @pytest.mark.timeout(120)
 async def test_no_key_good_or_bad_is_written_anywhere(tmp_path: Path, redis_url: str) -> None:
-    config = {**simulated_config(log={"level": "DEBUG"}), "redis": {"url": redis_url}}
+    redis_reply(redis_url, "ACL", "SETUSER", "services", "on", f">{_PASSWORD}", "~*", "&*", "+@all")
+    config = simulated_config(log={"level": "DEBUG"})
+    config["redis"] = {"url": _with(redis_url, _PASSWORD)}
+    config["models"][0]["api_key_env"] = "BACKENDS_KEY"
     async with Stack(tmp_path, config) as stack:
         reader = connect_reader(redis_url, "test")
         store = Store(redis_url, stack.redis, reader, stack.keys, stack.jobs, stack.fleet)
@@ -58,7 +70,11 @@ async def test_no_key_good_or_bad_is_written_anywhere(tmp_path: Path, redis_url:
         admin = await made(store, "root", role="admin")
         wrong = user[:-1] + ("A" if user[-1] != "A" else "B")
         for service in _SERVICES:
-            stack.start(service)
+            stack.start(service, environ={"BACKENDS_KEY": _BACKENDS_KEY})
+        wrong_url = {"ORCH_REDIS__URL": _with(redis_url, _WRONG_PASSWORD)}
+        stack.start("router", instance="locked-out", environ=wrong_url)
+        no_url = {"ORCH_REDIS__URL": _with(redis_url, _WRONG_PASSWORD).replace("redis:", "http:")}
+        misled = stack.start("router", instance="misled", environ=no_url)
 
         await wait_until(lambda: _ready(stack, admin), "everything is up", timeout_s=30)
         said = set()
@@ -71,11 +87,16 @@ async def test_no_key_good_or_bad_is_written_anywhere(tmp_path: Path, redis_url:
         written["answers"] = " ".join(said)
         assert {"api.out", "api.log", "router.out", "router.log", "Redis"} <= written.keys()
         assert "401 no-key" in written["api.log"]
+        assert misled.wait(20) == 2
+        assert "redis.url" in written["misled.out"]
+        assert "Redis" in written["locked-out.out"]
+        # The id of a key is no secret; what stands behind it is.
+        keys = [key.split("-", 2)[2] for key in (user, wrong, admin)]
         for name, text in written.items():
-            for key in (user, wrong, admin):
-                # The id is no secret; what stands behind it is.
-                assert key.split("-", 2)[2] not in text, f"a key stands in {name}"
+            for secret in (*keys, _BACKENDS_KEY, _PASSWORD, _WRONG_PASSWORD):
+                assert secret not in text, f"a secret stands in {name}"
         await reader.aclose()
+    redis_reply(redis_url, "ACL", "DELUSER", "services")
 
 
 async def _ready(stack: Stack, key: str) -> bool:

@@ -24,9 +24,10 @@ from services.cli.blocks import (
     printable,
     row,
 )
-from services.cli.masking import masked, masked_tree
+from services.cli.masking import masked_tree
 from services.cli.screen import rendered
 from services.cli.wording import age, between, span, toned
+from shared.masking import masked
 
 _TABLE = Table(
     columns("MODEL", "GB>", "BACKEND?", "ERROR~"),

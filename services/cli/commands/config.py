@@ -10,11 +10,12 @@ import typer
 from services.cli.blocks import Cell, Note, Tone
 from services.cli.command import Command, Group, complain
 from services.cli.failures import ExitCode
-from services.cli.masking import masked, masked_tree
+from services.cli.masking import masked_tree
 from services.cli.options import AsJson
 from services.cli.screen import Screen
 from services.cli.settings import environ, load
 from shared.errors import ConfigError
+from shared.masking import masked
 
 File = Annotated[
     str | None, typer.Argument(metavar="FILE", help="The settings file, else ORCH_CONFIG, else none.")

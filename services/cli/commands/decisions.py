@@ -11,12 +11,12 @@ from services.cli.blocks import Cell, Table, Tone, columns, row
 from services.cli.client import Json
 from services.cli.command import Command
 from services.cli.failures import Unreachable
-from services.cli.masking import masked
 from services.cli.options import AsJson
 from services.cli.screen import Screen
 from services.cli.settings import load
 from services.cli.wording import clock, shown, toned
 from shared.errors import StoreUnavailable
+from shared.masking import masked
 
 if TYPE_CHECKING:
     from shared.store.records import StreamEntry

@@ -13,12 +13,12 @@ from services.cli.blocks import Cell, Note, Table, Tone, columns, fields, row
 from services.cli.client import Json
 from services.cli.command import Command, Group
 from services.cli.failures import Refused, Unreachable
-from services.cli.masking import masked
 from services.cli.options import AsJson
 from services.cli.screen import Screen
 from services.cli.settings import load
 from services.cli.wording import UNKNOWN, age, shown
 from shared.errors import ConfigError, StoreUnavailable
+from shared.masking import masked
 
 if TYPE_CHECKING:
     from shared.config import Settings

@@ -25,8 +25,8 @@ def models(ctx: typer.Context, url: Url = None, as_json: AsJson = False) -> None
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is to be called.", show_default=False)],
     backend: Annotated[
-        BackendType, typer.Option("--backend", help="Its kind of server.")
-    ] = BackendType.LLAMA_CPP,
+        BackendType | None, typer.Option("--backend", help="Its kind of server; else asked of it.")
+    ] = None,
     port: Annotated[
         int | None, typer.Option("--port", metavar="PORT", help="Its port, on the backends' host.")
     ] = None,
@@ -48,7 +48,7 @@ def add(
 ) -> None:
     body: Json = {
         "name": name,
-        "backend": backend.value,
+        "backend": None if backend is None else backend.value,
         "port": port,
         "url": server,
         "vram_gb": vram_gb,
