@@ -28,6 +28,10 @@ class ApiSettings(Section):
         8 * 2**20, description="Largest body of a request; a larger one is refused with 413."
     )
     max_wait_s: Seconds = Field(300.0, description="Longest `wait` that a call may ask for.")
+    fast_path: bool = Field(
+        True,
+        description="Start an OpenAI-compatible request here where nobody waits; else the routers decide.",
+    )
     insecure: bool = Field(
         False,
         description="Serve without keys elsewhere than on loopback: whoever reaches it may do everything.",

@@ -91,7 +91,7 @@ def model_of(entry: Registration, record: TrackRecord, gpus: tuple[str, ...], no
     open_s = 0.0 if record.open_until_s is None else max(0.0, record.open_until_s - now_s)
     return Model(
         name=entry.name,
-        backend=entry.backend,
+        backend=entry.backend or BackendType.LLAMA_CPP,
         url=entry.base_url("127.0.0.1"),
         port=entry.port,
         upstream_name=entry.upstream_name or entry.name,

@@ -1,4 +1,4 @@
-"""Settings: one YAML file plus environment variables, validated once at start and immutable afterwards."""
+"""Settings: one YAML file plus environment variables, validated as a whole whenever they are read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from shared.api_settings import ApiSettings, Section
 from shared.errors import ConfigError
+from shared.masking import HIDDEN, masked
 from shared.registry import SPECIFICATION_MODELS, Registration
 from shared.sections import (
     BackendSettings,
@@ -56,6 +57,9 @@ ENV_PREFIX = "ORCH_"
 RESERVED_ENV = frozenset({"ORCH_CONFIG", "ORCH_HOST_NAME", "ORCH_INSTANCE", "ORCH_API_URL", "ORCH_API_KEY"})
 """Variables with the prefix that are no settings: file path, GPU host's name, process's name, and which api
 the command line calls with which key."""
+
+_OF_PYYAML = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+"""What PyYAML lets through for bytes that are no text, dates that are none, wrong tags, deep nesting."""
 
 
 class Settings(Section):
@@ -119,7 +123,8 @@ def parse(data: Mapping[str, Any], origin: str) -> Settings:
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{origin}: {_explain(item)}" for item in error.errors())) from None
+        said = "; ".join(f"{origin}: {masked(_explain(item))}" for item in error.errors())
+        raise ConfigError(said) from None
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -129,15 +134,24 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}): set CONFIG to a readable file"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        detail = " ".join(str(error).split())
-        raise ConfigError(f"{path}: is not YAML: {detail}") from None
+    except (yaml.YAMLError, *_OF_PYYAML) as error:
+        raise ConfigError(f"{path}: is not YAML: {masked(_problem(error))}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a mapping of sections such as 'redis:' and 'models:'")
     # A section with everything in it commented out is a section left out.
     return {name: section for name, section in data.items() if section is not None}
+
+
+def _problem(error: Exception) -> str:
+    """What PyYAML says, without the lines of the file that it quotes: they may hold a password."""
+    said = str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        words = " ".join(part for part in (error.context, error.problem) if part)
+        said = f"line {mark.line + 1}, column {mark.column + 1}: {words}"
+    return " ".join(said.split())
 
 
 def _overlay(data: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -167,10 +181,18 @@ def _env_value(raw: str) -> Any:
 def _explain(item: Any) -> str:
     path = ".".join(str(step) for step in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"unknown key '{path}'{_nearest(item['loc'])}"
+        return f"unknown key '{_without_password(path)}'{_nearest(item['loc'])}"
     allowed = item["msg"].removeprefix("Value error, ")
-    shown = "" if item["type"] in ("missing", "value_error") else f" = {item['input']!r}"
+    value = item["input"]
+    if path.endswith("url") and isinstance(value, str):
+        value = _without_password(value)
+    shown = "" if item["type"] in ("missing", "value_error") else f" = {value!r}"
     return f"{path or 'settings'}{shown}: {allowed}"
+
+
+def _without_password(text: str) -> str:
+    """Without what stands before an ``@``, however little it looks like a URL."""
+    return f"{HIDDEN}@{text.rpartition('@')[2]}" if "@" in text else text
 
 
 def _nearest(loc: tuple[int | str, ...]) -> str:

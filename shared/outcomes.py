@@ -7,12 +7,22 @@ import random
 from collections.abc import Mapping
 
 from shared.backends.completion import Completion
-from shared.backends.errors import BackendError, Broken, Interrupted, NotSent, Rejected, Saturated
+from shared.backends.errors import (
+    BackendError,
+    Broken,
+    Interrupted,
+    NotSent,
+    Rejected,
+    Saturated,
+    UnknownModel,
+)
 from shared.config import RouterSettings
 from shared.store.records import FailKind, Failure, ModelFailure
 
 _SATURATED_LEAST_S = 0.25
 _LONGEST_WAIT_S = 86_400.0
+_NAME_UNKNOWN_S = 2.0
+"""Longer than a monitor takes to probe a server that it has just met, which tells its name."""
 
 _TELLING_PROMPT = 16
 """Prompt tokens below which the time of a prefill is mostly overhead."""
@@ -26,8 +36,11 @@ def failure_of(error: BackendError, tries: int, settings: RouterSettings) -> Fai
     """The outcome table (architecture, section 3): who is charged, who is blamed, and when it may go again.
 
     Refused = was not run: free of charge, at once, elsewhere. Saturated = was not run: free of charge, the
-    model rests for as long as it asked. Other 4xx = will never work. 5xx, reset and silence = charged, with
-    full jitter (a random wait up to base * 2^tries), since it may still be running.
+    model rests for as long as it asked. A name that the server does not know = was not run, and is not the
+    caller's fault: free of charge, until its monitor has found the name out; but ``failed`` where the
+    registration says the name (the store knows). Other 4xx = will never work.
+    5xx, reset and silence = charged, with full jitter (a random wait up to base * 2^tries), since it may
+    still be running.
     """
     detail = error.detail or str(error)
     match error:
@@ -39,6 +52,9 @@ def failure_of(error: BackendError, tries: int, settings: RouterSettings) -> Fai
             return Failure(
                 FailKind.RETRY, error.type, detail, saturated_ms=round(min(rest_s, _LONGEST_WAIT_S) * 1000)
             )
+        case UnknownModel():
+            rest_ms = round(_NAME_UNKNOWN_S * 1000)
+            return Failure(FailKind.RETRY, error.type, detail, name_unknown_ms=rest_ms)
         case Rejected():
             return Failure(FailKind.FAILED, error.type, detail)
         case Broken() | Interrupted():

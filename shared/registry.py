@@ -60,15 +60,17 @@ def _is_ip(host: str) -> bool:
 
 
 class Registration(BaseModel):
-    """A model as somebody registered it; context, slots and upstream name are discovered if left out."""
+    """A model as somebody registered it; kind of server, context, slots and upstream name are discovered if
+    left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Name = Field(
         description="What it is called by callers (unless `serves` says otherwise) and in decisions; unique."
     )
-    backend: BackendType = Field(
-        BackendType.LLAMA_CPP, description="Which kind of server it is; not discovered."
+    backend: BackendType | None = Field(
+        None,
+        description="Which kind of server it is; left out: what that says, `llama_cpp` till probed.",
     )
     vram_gb: Annotated[float, Field(ge=0, le=4096), Unit("GB")] | None = Field(
         None, description="Memory that it takes when loaded, for advice; its footprint is measured besides."
@@ -166,16 +168,16 @@ class Registration(BaseModel):
 
 SPECIFICATION_MODELS: tuple[Registration, ...] = (
     Registration(
-        name="tiny-llama-1b", vram_gb=2.3, port=8080, agent_types=("Chat",),
+        name="tiny-llama-1b", backend=BackendType.LLAMA_CPP, vram_gb=2.3, port=8080, agent_types=("Chat",),
         slots=4, context_tokens=4096, tokens_per_second=200, source="file", simulated=True,
     ),
     Registration(
-        name="bi-medix2", vram_gb=6.5, port=8081, agent_types=("Chat", "MedicalQA"),
-        slots=4, context_tokens=4096, source="file", simulated=True,
+        name="bi-medix2", backend=BackendType.LLAMA_CPP, vram_gb=6.5, port=8081,
+        agent_types=("Chat", "MedicalQA"), slots=4, context_tokens=4096, source="file", simulated=True,
     ),
     Registration(
-        name="openins-llama3-8b", vram_gb=7.8, port=8084, agent_types=("Chat", "Insurance"),
-        slots=4, context_tokens=4096, source="file", simulated=True,
+        name="openins-llama3-8b", backend=BackendType.LLAMA_CPP, vram_gb=7.8, port=8084,
+        agent_types=("Chat", "Insurance"), slots=4, context_tokens=4096, source="file", simulated=True,
     ),
 )  # fmt: skip
 """The specification's three default models, served by the simulator where no models are configured."""

@@ -215,6 +215,10 @@ class LogSettings(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The least severe that is logged."
     )
+    format: Literal["auto", "text", "json"] = Field(
+        "auto",
+        description="Of stderr; `auto`: text on a terminal, elsewhere a JSON object a line. Files are text.",
+    )
     dir: str = Field(
         "data/logs",
         description="Where each service has its file, 10 MB and one predecessor; relative to the working "

@@ -11,11 +11,12 @@ from shared.config import GpuOverride, Settings
 from shared.decision.demand import serves_target
 from shared.decision.snapshot import Backlog, Gpu, Model, Request, Rules, Snapshot
 from shared.registry import Registration
-from shared.states import Mode, Pressure, Residence, Thermal
+from shared.states import BackendType, Mode, Pressure, Residence, Thermal
 from shared.store.records import GpuView, Head, ModelView, TargetView, View
 
 _FAILURE_HALF_LIFE_MS = 60_000
 """As in common.lua, which stores the failure average; readers let it fade further."""
+_MODES = frozenset(Mode)
 _PROBE_STALE_INTERVALS = 5
 _PROBE_STALE_LEAST_MS = 10_000
 _RATE_SPANS_S = {"rate_10min": 600.0, "rate_6h": 21_600.0}
@@ -65,7 +66,7 @@ def request_of(head: Head, now_ms: int) -> Request:
         min_context_tokens=_count(fields, "min_context_tokens", 0),
         prefer_llama_cpp=fields.get("prefer_llama_cpp") == "1",
         priority=_count(fields, "priority", 5),
-        mode=Mode(mode) if mode in tuple(Mode) else None,
+        mode=Mode(mode) if mode in _MODES else None,
         fallback=fields.get("fallback") == "1",
         deadline_in_ms=None if deadline is None else deadline - now_ms,
     )
@@ -137,7 +138,7 @@ def _model(
     unprobed, unprobed_ms = _unprobed(fields, now_ms, stale_ms)
     return Model(
         name=entry.name,
-        backend=entry.backend,
+        backend=entry.backend or discovered_kind(fields) or BackendType.LLAMA_CPP,
         url=entry.base_url(backends_host),
         port=entry.listening_port,
         upstream_name=entry.upstream_name or fields.get("upstream_name") or entry.name,
@@ -168,10 +169,17 @@ def _model(
         breaker_open_for_ms=0.0 if open_until is None else max(0.0, open_until - now_ms),
         breaker_half_open=open_until is not None and open_until <= now_ms,
         saturated_for_ms=max(0.0, (_number(fields, "saturated_until_ms") or 0.0) - now_ms),
+        name_unknown_for_ms=max(0.0, (_number(fields, "name_unknown_until_ms") or 0.0) - now_ms),
         host=entry.host,
         unprobed=unprobed,
         unprobed_ms=unprobed_ms,
     )
+
+
+def discovered_kind(fields: Mapping[str, str]) -> BackendType | None:
+    """The kind of server that its monitor found; None: nobody knows (yet)."""
+    raw = fields.get("backend")
+    return BackendType(raw) if raw in tuple(BackendType) else None
 
 
 def _unprobed(fields: Mapping[str, str], now_ms: int, stale_ms: float) -> tuple[bool, float | None]:

@@ -7,10 +7,13 @@ import json
 import secrets
 from collections.abc import Iterable
 
+from pydantic_core import to_json
+
 from shared.config import Settings
 from shared.errors import InvalidRequest
 from shared.jobs import JobRequest
 from shared.registry import Registration
+from shared.request_ids import new_request_id
 from shared.store.records import NewJob
 
 MOST_METADATA = 16_384
@@ -22,13 +25,13 @@ def new_job_id() -> str:
     return secrets.token_hex(16)
 
 
-def new_job(request: JobRequest, settings: Settings, job_id: str) -> NewJob:
-    """Complete a request with the configured defaults.
+def new_job(request: JobRequest, settings: Settings, job_id: str, request_id: str = "") -> NewJob:
+    """Complete a request with the configured defaults; ``request_id``: of the request that it came with.
 
     Raises ``InvalidRequest`` if it is larger than ``jobs.max_request_bytes``.
     """
     defaults = settings.jobs
-    body = json.dumps(request.backend_body(defaults), ensure_ascii=False, separators=(",", ":")).encode()
+    body = to_json(request.backend_body(defaults))
     metadata = json.dumps(request.metadata) if request.metadata else ""
     if len(metadata) > MOST_METADATA:
         raise InvalidRequest(
@@ -55,6 +58,7 @@ def new_job(request: JobRequest, settings: Settings, job_id: str) -> NewJob:
         "max_attempts": str(request.max_attempts or defaults.max_attempts),
         "caller": request.caller or "",
         "metadata": metadata,
+        "request_id": request_id or new_request_id(),
     }
     return NewJob(
         id=job_id,

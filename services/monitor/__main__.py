@@ -22,9 +22,11 @@ from shared.backends.session import open_session
 from shared.config import Settings, host_name
 from shared.ending import log_end
 from shared.errors import ConfigError, StoreUnavailable
+from shared.file_watch import follow_file
 from shared.gpu.choice import choose_source
 from shared.keys import Keys
 from shared.presence import Presence
+from shared.reload import LiveSettings
 from shared.store.client import check_server, connect_commands
 from shared.store.fleet import FleetStore
 
@@ -65,11 +67,12 @@ async def serve(settings: Settings, environ: Mapping[str, str]) -> None:
 
 
 async def monitor(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Sample this host until cancelled.
+    """Sample this host until cancelled; the settings file is followed meanwhile.
 
     Raises ``StoreUnusable``, ``InstanceTaken`` or ``ConfigError``, or a group with what went wrong in a loop;
     Redis being away is waited out.
     """
+    live = LiveSettings.of(settings)
     host = HostView(host_name(environ), settings.backends.host)
     async with AsyncExitStack() as resources:
         try:
@@ -89,15 +92,16 @@ async def monitor(settings: Settings, environ: Mapping[str, str]) -> None:
 
         ttl_s = max(_TTL_LEAST_S, _TTL_INTERVALS * settings.gpu.interval_s)
         outbox = Outbox(store, presence.boot, ttl_s=ttl_s)
-        watch = BackendWatch(session, store, host, settings, environ, presence.boot)
+        watch = BackendWatch(session, store, host, live, environ, presence.boot)
         loops: list[Callable[[], Coroutine[None, None, None]]] = [presence.run, watch.run]
         if source is None:
             host.saw_gpus(())
             host.gpus_tried.set()
         else:
             resources.push_async_callback(source.aclose)
-            loops += [outbox.run, GpuSampler(source, store, outbox, host, settings).run]
+            loops += [outbox.run, GpuSampler(source, store, outbox, host, live).run]
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(follow_file(live, "monitor", environ))
             for loop in loops:
                 tasks.create_task(loop())
 

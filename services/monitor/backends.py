@@ -13,15 +13,18 @@ from loguru import logger
 from services.monitor.host import HostView
 from services.monitor.sample import flag, number
 from services.monitor.ticks import happened, ticks
+from shared.backends.kind import kind_of
 from shared.backends.probe import Probe, Props, probe
 from shared.config import Settings
 from shared.errors import StoreUnavailable
 from shared.registry import Registration
-from shared.states import Residence
+from shared.states import BackendType, Residence
 from shared.store.fleet import BackendSample, FleetStore
 
 TIMEOUT_S = 2.0
 """Longest one probe takes, all its requests together."""
+_KIND_S = 1.0
+"""Longest that asking for the kind of server takes, before the first probe and after each break."""
 _REGISTRY_S = 1.0
 _FIRST_GPUS_S = 6.0
 """How long the first probes wait for the first reading of the GPUs, to say at once where a model is."""
@@ -53,7 +56,7 @@ class BackendWatch:
         self._host = host
         self._interval_s = settings.gpu.interval_s
         self._backends_host = settings.backends.host
-        self._configured = settings.models
+        self._settings = settings
         self._environ = environ
         self._boot = boot
         self._seq = 0
@@ -76,7 +79,7 @@ class BackendWatch:
             self._host.models_tried.set()
         entries = {entry.name: entry for entry in registered if self._host.owns(entry)}
         # Before anybody has registered anything, the file tells which vLLM pools are no sign of pressure.
-        expected = self._configured if not registered else entries.values()
+        expected = self._settings.models if not registered else entries.values()
         self._host.saw_models(entry for entry in expected if self._host.owns(entry))
         for name, watched in list(self._watched.items()):
             if entries.get(name) != watched.entry:
@@ -90,15 +93,19 @@ class BackendWatch:
     async def _watch(self, entry: Registration) -> None:
         """Probe one model until cancelled."""
         await happened(self._host.gpus_tried, within_s=_FIRST_GPUS_S)
-        api_key = self._api_key(entry)
+        url, api_key = entry.base_url(self._backends_host), self._api_key(entry)
+        found: BackendType | None = None
         props: Props | None = None
         last = Residence.UNKNOWN
         async for _ in ticks(self._interval_s):
+            # Where nobody said it, whatever answers after a break may be another kind than before.
+            if props is None and (entry.backend is None or found is None):
+                found = await self._kind(entry, url, api_key) or found
             started = time.monotonic()
             seen = await probe(
                 self._session,
-                entry.base_url(self._backends_host),
-                entry.backend,
+                url,
+                entry.backend or found or BackendType.LLAMA_CPP,
                 timeout_s=TIMEOUT_S,
                 api_key=api_key,
                 model=entry.upstream_name or entry.name,
@@ -109,14 +116,35 @@ class BackendWatch:
                 seen = replace(seen, residence=Residence.LOADING)
             self._host.saw_residence(entry.name, seen.residence)
             if seen.residence is not last:
-                _log_change(entry, last, seen)
+                _log_change(entry, found, last, seen)
                 last = seen.residence
-            await self._publish(entry, seen, started)
+            await self._publish(entry, found, seen, started)
 
-    async def _publish(self, entry: Registration, seen: Probe, started: float) -> None:
+    async def _kind(self, entry: Registration, url: str, api_key: str | None) -> BackendType | None:
+        """Which kind of server answers there now, also where the registration says it: that may be wrong."""
+        found = await kind_of(self._session, url, timeout_s=_KIND_S, api_key=api_key)
+        if found is None:
+            return None
+        self._host.saw_kind(entry.name, found)
+        if entry.backend not in (None, found):
+            logger.warning(
+                "model {} is registered as {}, but what answers at {} says that it is {}: correct its "
+                "'backend', or leave it out; until then it is treated as {}",
+                entry.name,
+                entry.backend,
+                url,
+                found,
+                entry.backend,
+            )
+        return found
+
+    async def _publish(
+        self, entry: Registration, found: BackendType | None, seen: Probe, started: float
+    ) -> None:
         self._seq += 1
         age_ms = round((time.monotonic() - started) * 1000)
         fields = _fields(seen, self._host.name)
+        fields["backend"] = None if found is None else found.value
         if self._host.gpus_known:
             fields |= {"gpu": self._place(entry), "memory_mb": number(self._host.memory_mb(entry))}
         sample = BackendSample(entry.name, self._boot, self._seq, age_ms, fields)
@@ -163,12 +191,12 @@ def _fields(seen: Probe, host: str) -> dict[str, str | None]:
     }
 
 
-def _log_change(entry: Registration, last: Residence, seen: Probe) -> None:
+def _log_change(entry: Registration, found: BackendType | None, last: Residence, seen: Probe) -> None:
     logger.log(
         "WARNING" if seen.residence is Residence.FAILED else "INFO",
         "backend {} ({}{}) {} -> {}{}",
         entry.name,
-        entry.backend,
+        entry.backend or found or "of unknown kind",
         ", simulated" if seen.simulated else "",
         last,
         seen.residence,

@@ -47,6 +47,7 @@ class HostView:
         """Whether the registrations have ever been read; before that a vLLM pool would look like pressure."""
         self._awake: dict[str, bool] = {}
         self._residence: dict[str, Residence] = {}
+        self._kinds: dict[str, BackendType] = {}
         self._placed: dict[str, tuple[int, ...]] = {}
 
     def gpu_id(self, index: int) -> str:
@@ -72,6 +73,7 @@ class HostView:
                 self._awake.pop(name, None)
                 self._residence.pop(name, None)
                 self._placed.pop(name, None)
+                self._kinds.pop(name, None)
 
     def saw_owners(self, owners: Owners) -> None:
         """Replace what is known of processes on the GPUs; a model that has none now stays where it was."""
@@ -93,6 +95,10 @@ class HostView:
         else:
             self._awake.setdefault(name, False)
 
+    def saw_kind(self, name: str, kind: BackendType) -> None:
+        """Take note of what kind of server a model turned out to be on."""
+        self._kinds[name] = kind
+
     @property
     def gpus_known(self) -> bool:
         """Whether the GPUs have ever been read; before that nothing can be said of where a model is."""
@@ -112,7 +118,7 @@ class HostView:
 
     def loads(self, entry: Registration) -> bool:
         """Whether a vLLM server whose port is still shut already is a process on a GPU of this host."""
-        return entry.backend is BackendType.VLLM and bool(self._pids(entry))
+        return self._is_vllm(entry) and bool(self._pids(entry))
 
     def gpus_of(self, entry: Registration) -> tuple[str, ...]:
         """The ids of a model's GPUs; empty = unknown or elsewhere.
@@ -150,13 +156,16 @@ class HostView:
         """What vLLM servers hold on this GPU, as far as it is theirs for ever; each server once."""
         entries: dict[Server | str, Registration] = {}
         for entry in self._entries.values():
-            vllm = entry.backend is BackendType.VLLM and gpu in self.gpus_of(entry)
+            vllm = self._is_vllm(entry) and gpu in self.gpus_of(entry)
             if vllm and self._awake.get(entry.name, True):
                 entries.setdefault(self._server(entry) or entry.name, entry)
         return tuple(
             Pool(entry.name, self._size_mb(entry, gpu), probed=entry.name in self._awake)
             for entry in entries.values()
         )
+
+    def _is_vllm(self, entry: Registration) -> bool:
+        return (entry.backend or self._kinds.get(entry.name)) is BackendType.VLLM
 
     def _size_mb(self, entry: Registration, gpu: str) -> float | None:
         """What the pool is measured to hold there, else its share of what is declared."""
@@ -187,7 +196,7 @@ class HostView:
         port = entry.port
         if entry.url is not None:
             port = _port(entry.url)
-        return None if port is None else Server(port, vllm=entry.backend is BackendType.VLLM)
+        return None if port is None else Server(port, vllm=self._is_vllm(entry))
 
     def _is_here(self, entry: Registration) -> bool:
         if entry.host is not None or entry.url is None:

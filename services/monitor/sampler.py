@@ -12,6 +12,7 @@ from services.monitor.outbox import Outbox, Taken
 from services.monitor.ownership import Ownership
 from services.monitor.sample import level_change, level_fields, sample_fields, worse
 from services.monitor.ticks import happened, ticks
+from shared import log
 from shared.config import Settings
 from shared.decision.levels import LevelState, next_levels
 from shared.decision.memory import effective_utilization
@@ -82,7 +83,17 @@ class GpuSampler:
         )
         change = level_change(gpu, old, new, reading, utilization, pools_mb)
         if change is not None:
-            logger.log("WARNING" if worse(old, new) else "INFO", change)
+            log.event(
+                "level_change",
+                "WARNING" if worse(old, new) else "INFO",
+                change,
+                gpu=gpu,
+                memory_pressure=new.pressure.value,
+                full=1 if new.full else None,
+                thermal=new.thermal.value,
+                use_percent=None if utilization is None else utilization * 100,
+                temperature_c=reading.temperature_c,
+            )
         self._levels[gpu] = new
         fields = sample_fields(
             reading,

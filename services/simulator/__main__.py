@@ -13,10 +13,16 @@ from loguru import logger
 from services.simulator.host import SimulatedHost
 from shared import config, log
 from shared.errors import OrchestratorError
+from shared.file_watch import follow_file
+from shared.reload import LiveSettings
 
 
 async def serve(settings: config.Settings) -> None:
-    """Serve the simulated models until SIGTERM or SIGINT; raises ``OrchestratorError`` if it can't start."""
+    """Serve the simulated models until SIGTERM or SIGINT, and follow the settings file meanwhile.
+
+    Raises ``OrchestratorError`` if it can't start.
+    """
+    live = LiveSettings.of(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -29,7 +35,12 @@ async def serve(settings: config.Settings) -> None:
             logger.info("model {} at {} (simulated)", backend.name, backend.url)
         if not host.backends:
             logger.warning("no model is simulated: only the GPU is")
-        await stop.wait()
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(
+                follow_file(live, "simulator", os.environ, lambda: host.follow(live.registrations))
+            )
+            await stop.wait()
+            following.cancel()
         logger.info("stopping")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
+
+from loguru import logger
 
 from services.simulator.backend import SimulatedBackend
 from services.simulator.card import Card
@@ -17,9 +21,13 @@ from services.simulator.state import ModelState
 from services.simulator.vllm_backend import VllmBackend
 from services.simulator.vllm_model import VllmModel
 from shared.config import SimulatorSettings
-from shared.errors import ConfigError
+from shared.errors import ConfigError, OrchestratorError
 from shared.registry import Registration
 from shared.states import BackendType
+
+_LEAVE_S = 5.0
+"""A model that is taken away listens for as long still: the others learn of it up to two seconds later."""
+_LOOK_S = 0.2
 
 
 class SimulatedHost:
@@ -38,7 +46,8 @@ class SimulatedHost:
         host: str = "127.0.0.1",
     ) -> None:
         self.card = Card(settings)
-        self.backends: Mapping[str, SimulatedBackend] = {}
+        self._backends: dict[str, SimulatedBackend] = {}
+        self._leaving: dict[SimulatedBackend, asyncio.Task[None]] = {}
         self._models = tuple(model for model in models if model.simulated)
         self._settings = settings
         self._free_ports = free_ports
@@ -51,20 +60,75 @@ class SimulatedHost:
         async with AsyncExitStack() as resources:
             backends: dict[str, SimulatedBackend] = {}
             for model in self._models:
-                port = 0 if self._free_ports else _port(model)
-                backend = self._backend(model, port)
+                backends[model.name] = backend = self._backend(model)
                 resources.push_async_callback(backend.close)
-                backends[model.name] = backend
             port = 0 if self._free_ports else self._settings.port
             control = Listener(self._host, port, "simulator.port", control_app(self.card, backends))
             resources.push_async_callback(control.release)
             await control.open()
             for backend in backends.values():
                 await backend.load()
-            self.backends, self._control_port = backends, control.port
+            self._backends, self._control_port = backends, control.port
             self._resources = resources.pop_all()
 
-    def _backend(self, model: Registration, port: int) -> SimulatedBackend:
+    async def follow(self, models: Sequence[Registration]) -> None:
+        """Serve these from now on; one that is gone, or has moved, goes on till it has nothing to do.
+
+        What needs another server (slots, context, ...) is said in the log and left as it is.
+        """
+        wanted = {model.name: model for model in models if model.simulated}
+        for name, backend in list(self._backends.items()):
+            model = wanted.get(name)
+            if model is None or (not self._free_ports and model.port != backend.port):
+                del self._backends[name]
+                self._leave(backend)
+            else:
+                fixed = backend.state.follow(model)
+                if fixed:
+                    logger.warning("simulated {}: {} needs a restart of simulator", name, ", ".join(fixed))
+        new = [model for name, model in wanted.items() if name not in self._backends]
+        # Those whose port is still in use by a model that leaves come last: they wait for it.
+        for model in sorted(new, key=lambda model: self._leaver(model) is not None):
+            await self._add(model)
+
+    def _leaver(self, model: Registration) -> SimulatedBackend | None:
+        """The model that leaves the port which this one is to have."""
+        return next((one for one in self._leaving if one.port == model.port), None)
+
+    async def _add(self, model: Registration) -> None:
+        leaver = self._leaver(model)
+        if leaver is not None and leaver.name == model.name:  # it has come back
+            self._leaving.pop(leaver).cancel()
+            self._backends[model.name] = leaver
+            leaver.state.follow(model)
+            return
+        if leaver is not None:
+            await asyncio.wait({self._leaving[leaver]})
+        try:
+            backend = self._backend(model)
+        except OrchestratorError as error:
+            logger.error("simulated {} is not served: {}", model.name, error)
+            return
+        self._resources.push_async_callback(backend.close)
+        self._backends[model.name] = backend
+        await backend.load()
+        logger.info("model {} at {} (simulated)", backend.name, backend.url)
+
+    def _leave(self, backend: SimulatedBackend) -> None:
+        self._leaving[backend] = asyncio.create_task(self._close_idle(backend))
+
+    async def _close_idle(self, backend: SimulatedBackend) -> None:
+        await asyncio.sleep(_LEAVE_S)
+        await _idle(backend)
+        del self._leaving[backend]
+        await backend.close()
+        successor = self._backends.get(backend.name)
+        if successor is not None:
+            successor.state.hold_memory()
+        logger.info("simulated {} is served no longer at {}", backend.name, backend.url)
+
+    def _backend(self, model: Registration) -> SimulatedBackend:
+        port = 0 if self._free_ports else _port(model)
         if model.backend is BackendType.VLLM:
             return VllmBackend(VllmModel(model, self._settings, self.card), self._host, port)
         state = ModelState(model, self._settings, self.card)
@@ -72,6 +136,9 @@ class SimulatedHost:
 
     async def stop(self) -> None:
         """Cut all connections and give all ports back."""
+        for task in self._leaving.values():
+            task.cancel()
+        self._leaving.clear()
         await self._resources.aclose()
 
     async def __aenter__(self) -> Self:
@@ -82,6 +149,11 @@ class SimulatedHost:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    @property
+    def backends(self) -> Mapping[str, SimulatedBackend]:
+        """The models that are served, by name."""
+        return self._backends
 
     @property
     def control_url(self) -> str:
@@ -97,7 +169,15 @@ class SimulatedHost:
 
     async def set_fault(self, name: str, fault: Fault | None) -> None:
         """Make one model go wrong from now on, or (None) heal it."""
-        await self.backends[name].set_fault(fault)
+        await self._backends[name].set_fault(fault)
+
+
+async def _idle(backend: SimulatedBackend) -> None:
+    """Until nothing runs there and nothing waits."""
+    for again in itertools.count():
+        if not (backend.running or backend.deferred):
+            return
+        await asyncio.sleep(min(_LOOK_S, again))
 
 
 def _port(model: Registration) -> int:

@@ -20,6 +20,8 @@ _DEFAULT_VRAM_GB = 4.0
 _PREFILL_SPEEDUP = 20.0
 """Prompt tokens are read so many times faster than tokens are written: about what one card does."""
 _SLOW_FACTOR = 10.0
+_FIXED = ("backend", "slots", "context_tokens", "upstream_name", "vram_gb")
+"""What a server is started with."""
 
 
 def default_tokens_per_second(vram_gb: float) -> float:
@@ -107,6 +109,22 @@ class ServedModel(ABC):
         self._loaded, self._asleep, self._waking = True, False, waking
         self._ready_at = time.monotonic() + self.load_s / self.speedup
         self._occupy()
+
+    def follow(self, registration: Registration) -> tuple[str, ...]:
+        """Take over what a changed registration says of a running server; the fields that need a new one."""
+        fixed = tuple(
+            name for name in _FIXED if getattr(registration, name) != getattr(self.registration, name)
+        )
+        if registration.tokens_per_second != self.registration.tokens_per_second:
+            self.tokens_per_second = registration.tokens_per_second or default_tokens_per_second(self.vram_gb)
+        kept = {name: getattr(self.registration, name) for name in _FIXED}
+        self.registration = registration.model_copy(update=kept)
+        return fixed
+
+    def hold_memory(self) -> None:
+        """Take the memory once more, after a predecessor of the same name gave up what was its own."""
+        if self._loaded and not self._asleep:
+            self._occupy()
 
     def unload(self) -> None:
         """Give the memory back."""

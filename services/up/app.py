@@ -13,6 +13,7 @@ import yaml
 from loguru import logger
 
 from services.up import lock, readiness, summary
+from services.up.followed import FollowedFile
 from services.up.ports import CannotStart, move_simulator, require_api_port, require_distinct_ports
 from services.up.supervisor import Child, RestartPolicy, Supervisor
 from shared import config, log
@@ -94,11 +95,9 @@ def _run(
     logs = _logs(settings)
     redis = _redis(settings, logs)
     require_api_port(settings)
-    if summary.simulates(settings):
-        settings, moves = move_simulator(settings)
-        for move in moves:
-            logger.warning(move)
+    wanted, settings = settings, _placed(settings, {})
     effective = write_effective(settings, DATA / "effective.yaml")
+    followed = FollowedFile(wanted, environ, _rewrite(wanted, settings, effective))
     chosen = services(settings)
     child_environ = _child_environ(environ, effective)
     processes = [
@@ -120,7 +119,36 @@ def _run(
         missing=lambda: readiness.missing(settings.api),
         drain_s=settings.router.drain_s,
         ready_timeout_s=ready_timeout_s,
+        beside=followed.look,
     ).run(announce)
+
+
+def _placed(settings: Settings, moved: Mapping[int, int]) -> Settings:
+    """What the children are to have: free ports for what is simulated, and a format for their logs."""
+    if summary.simulates(settings):
+        settings, moves = move_simulator(settings, moved)
+        for move in moves:
+            logger.warning(move)
+    # The output of the children goes to files: only here is known whether a person at a terminal reads them.
+    logged = settings.log.model_copy(update={"format": log.chosen_format(settings.log)})
+    return settings.model_copy(update={"log": logged})
+
+
+def _rewrite(wanted: Settings, placed: Settings, effective: Path) -> Callable[[Settings], None]:
+    """Writes changed settings; what is simulated stays on the ports that it has got."""
+    moved = {wanted.simulator.port: placed.simulator.port}
+    current = wanted
+
+    def write(changed: Settings) -> None:
+        nonlocal current, placed
+        pairs = zip(current.registrations, placed.registrations, strict=True)
+        moved.update(
+            {one.port: other.port for one, other in pairs if one.simulated and one.port and other.port}
+        )
+        current, placed = changed, _placed(changed, moved)
+        write_effective(placed, effective)
+
+    return write
 
 
 def _logs(settings: Settings) -> Path:
@@ -165,11 +193,13 @@ def write_effective(settings: Settings, path: Path) -> Path:
     """
     explicit = settings.model_copy(update={"models": settings.registrations})
     text = yaml.safe_dump(explicit.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    written = path.with_suffix(".new")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             os.fchmod(descriptor, 0o600)
             file.write(text)
+        written.replace(path)  # in one step: the children follow it
     except OSError as error:
         raise CannotStart(
             f"{path.absolute()} cannot be written: {error.strerror}: move what is there out of the way"

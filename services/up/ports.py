@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from shared.config import Settings
 from shared.errors import ConfigError, OrchestratorError
@@ -86,13 +87,21 @@ def require_api_port(settings: Settings) -> None:
     )
 
 
-def move_simulator(settings: Settings) -> tuple[Settings, list[str]]:
-    """Settings in which whatever is simulated has a free port, and one sentence for every move."""
+def move_simulator(
+    settings: Settings, had: Mapping[int, int] = MappingProxyType({})
+) -> tuple[Settings, list[str]]:
+    """Settings in which whatever is simulated has a free port, and one sentence for every move.
+
+    ``had``: the ports that the simulator has already, by those that were wanted.
+    """
     used = {settings.api.port, settings.redis.embedded_port}
     used |= {model.port for model in settings.registrations if model.port and not _served(model)}
     moves: list[str] = []
 
     def place(what: str, wanted: int) -> int:
+        if wanted in had:
+            used.add(had[wanted])
+            return had[wanted]
         port = next(
             port for port in _candidates(wanted) if port not in used and not bind_error(LOOPBACK, port)
         )

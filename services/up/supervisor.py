@@ -12,6 +12,7 @@ from types import FrameType
 from loguru import logger
 
 from services.up.ports import CannotStart
+from shared.log_lines import said_in
 from shared.process import ChildProcess, describe_exit
 from shared.store.server import EmbeddedRedis
 
@@ -63,14 +64,19 @@ class Supervisor:
         missing: Callable[[], str | None],
         drain_s: float,
         ready_timeout_s: float = 30.0,
+        beside: Callable[[], None] = lambda: None,
     ) -> None:
-        """``missing`` says what isn't ready yet, ``None`` once all is; ``drain_s`` is the router's."""
+        """``missing`` says what isn't ready yet, ``None`` once all is; ``drain_s`` is the router's.
+
+        ``beside`` is called every ``TICK_S`` while all runs.
+        """
         self._redis = redis
         self._children = list(children)
         self._watched = [*([Child(redis)] if redis is not None else []), *self._children]
         self._missing = missing
         self._drain_s = drain_s
         self._ready_timeout_s = ready_timeout_s
+        self._beside = beside
         self._stopping = False
         self._at_once = False
 
@@ -91,6 +97,7 @@ class Supervisor:
                 announce()
             while not self._stopping:
                 self._tend()
+                self._beside()
                 time.sleep(TICK_S)
         finally:
             self._stop()
@@ -140,7 +147,7 @@ class Supervisor:
 
     def _bury(self, child: Child, status: int, now: float) -> None:
         process = child.process
-        last = " ".join(process.last_lines()) or "no output"
+        last = " ".join(map(said_in, process.last_lines())) or "no output"
         line = f"{process.name} died ({describe_exit(status)}): {last}; log: {process.log_path}"
         delay_s = child.policy.died(now)
         if delay_s is None:

@@ -49,6 +49,7 @@ class CompletionCall:
     connect_timeout_s: float
     idle_timeout_s: float
     max_result_bytes: int
+    request_id: str = ""
 
     @property
     def chat(self) -> bool:
@@ -125,7 +126,11 @@ async def open_stream(
     )
     with backend_errors():
         response = await session.post(
-            call.url, json=call.payload, headers=headers(call.api_key), timeout=timeout, allow_redirects=False
+            call.url,
+            json=call.payload,
+            headers=headers(call.api_key, call.request_id),
+            timeout=timeout,
+            allow_redirects=False,
         )
     try:
         if response.status != 200 or response.content_type != "text/event-stream":

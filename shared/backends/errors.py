@@ -4,6 +4,7 @@ BackendError             a call gave no result
 ├── NotSent              never reached the backend: it did not run; try another one at once
 ├── Saturated            429 or 503: it did not run; come back after ``retry_after_s``
 ├── Rejected             any other 4xx, or 501: will never work as asked
+│   └── UnknownModel     404 or 400: it knows no model by the name that we sent: not the caller's fault
 ├── Broken               5xx, or an error object inside a stream: unknown whether it ran
 └── Interrupted          reset, silence, or an end before the end: may still be running
 """
@@ -12,10 +13,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from shared.errors import OrchestratorError
+
+_UNKNOWN_MODEL = re.compile(r"\bmodel [`'\"][^`'\"]*[`'\"] (does not exist|not found)")
+"""So vLLM (404) and llama.cpp in router mode (400) say that they have no such model; of a path that they lack
+they say it in other words."""
 
 DETAIL_LIMIT = 500
 """Characters of a backend's own words that are kept."""
@@ -62,6 +68,14 @@ class Rejected(BackendError):
         super().__init__("backend_rejected", detail, status)
 
 
+class UnknownModel(Rejected):
+    """The backend serves no model by the name that it was asked for, so it did not run it."""
+
+    def __init__(self, detail: str, status: int) -> None:
+        super().__init__(detail, status)
+        self.type = "backend_unknown_model"
+
+
 class Broken(BackendError):
     """The backend failed, or answered what is no answer."""
 
@@ -77,6 +91,8 @@ def from_status(status: int, detail: str, retry_after_s: float | None = None) ->
     """The error for an HTTP status, or for the code of an error object inside a stream."""
     if status in (429, 503):
         return Saturated(detail, status, retry_after_s)
+    if status in (400, 404) and _UNKNOWN_MODEL.search(detail):
+        return UnknownModel(detail, status)
     if 300 <= status < 500 or status == 501:  # not implemented: as final as any 4xx
         return Rejected(detail, status)
     return Broken(detail, status)

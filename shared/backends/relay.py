@@ -32,6 +32,7 @@ class RelayedCall:
     api_key: str | None = field(repr=False)
     connect_timeout_s: float
     idle_timeout_s: float
+    request_id: str = ""
 
 
 @asynccontextmanager
@@ -50,7 +51,7 @@ async def open_call(
         response = await session.post(
             root_url(call.base_url) + call.path,
             data=call.body if len(call.body) <= _WHOLE_BYTES else io.BytesIO(call.body),
-            headers={**_AS_JSON, **headers(call.api_key)},
+            headers={**_AS_JSON, **headers(call.api_key, call.request_id)},
             timeout=timeout,
             allow_redirects=False,
         )

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from errno import ECONNREFUSED
 
 import aiohttp
 
 from shared.backends.errors import BackendError, Broken, Interrupted, NotSent
+from shared.request_ids import HEADER
+from shared.states import BackendType
+
+_KEPT_S = 2.0
 
 
 def open_session(*, reuse_s: float = 0.0) -> aiohttp.ClientSession:
     """A session for any number of backends: no connection limit, no total time-out, no cookies.
 
-    A connection carries one request. llama.cpp announces ``Keep-Alive`` and yet closes 0.1 ms after the end
-    of a stream, and every server closes idle connections some day: a request written into a closing
-    connection may or may not have run, which a new connection (0.1 ms on one host) never leaves open. For
-    reading alone, which may be done again, ``reuse_s`` lets one that was idle for less carry another request.
+    A connection carries one request, unless told otherwise. llama.cpp announces ``Keep-Alive`` and yet closes
+    0.1 ms after the end of a stream, and every server closes idle connections some day: a request written
+    into a closing connection may or may not have run, which a new connection never leaves open.
+    ``reuse_s`` lets one that was idle for less carry another request: for reading alone, which may be done
+    again, and for servers that are known to keep it open for longer.
     aiohttp sets TCP_NODELAY on every connection. Close the session with ``await session.close()``.
     """
     connector = (
@@ -34,15 +40,41 @@ def open_session(*, reuse_s: float = 0.0) -> aiohttp.ClientSession:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Two sessions: ``fresh`` opens a connection for every request, ``kept`` uses idle ones again."""
+
+    fresh: aiohttp.ClientSession
+    kept: aiohttp.ClientSession
+
+    def of(self, backend: BackendType) -> aiohttp.ClientSession:
+        """The session for calls that make a backend work.
+
+        vLLM keeps an idle connection open for longer than we do (uvicorn's 5 s), so one that we still have
+        is closing only if vLLM itself is; llama.cpp closes after every stream.
+        """
+        return self.kept if backend is BackendType.VLLM else self.fresh
+
+
+@asynccontextmanager
+async def open_sessions() -> AsyncIterator[Sessions]:
+    """Both, closed in the end."""
+    async with open_session() as fresh, open_session(reuse_s=_KEPT_S) as kept:
+        yield Sessions(fresh, kept)
+
+
 def root_url(base_url: str) -> str:
     """A backend's address without the ``/v1`` that people copy along, and without a trailing slash."""
     root = base_url.rstrip("/")
     return root if root.endswith("//v1") else root.removesuffix("/v1").rstrip("/")
 
 
-def headers(api_key: str | None) -> dict[str, str]:
-    """The headers that every call to a backend carries."""
-    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+def headers(api_key: str | None, request_id: str = "") -> dict[str, str]:
+    """The headers that every call to a backend carries, and the id of the request that it is made for."""
+    found = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    if request_id:
+        found[HEADER] = request_id
+    return found
 
 
 @contextmanager

@@ -15,6 +15,7 @@ class Cause(StrEnum):
     CONTEXT_UNKNOWN = "context_unknown"
     BREAKER_OPEN = "breaker_open"
     SATURATED = "saturated"
+    NAME_UNKNOWN = "name_unknown"  # its server knows no model by the name that it is called there
     NOT_RESIDENT = "not_resident"
     MEMORY_CRITICAL = "memory_critical"
     MEMORY_FULL = "memory_full"
@@ -84,6 +85,7 @@ NEAREST_FIRST: tuple[Cause, ...] = (
     Cause.GPU_BUSY,
     Cause.KV_FULL,
     Cause.SATURATED,
+    Cause.NAME_UNKNOWN,
     Cause.BREAKER_OPEN,
     Cause.HEAT_CRITICAL,
     Cause.MEMORY_CRITICAL,

@@ -37,6 +37,7 @@ def obstacle(room: ModelRoom, request: Request, snapshot: Snapshot) -> LeftOut |
         _context(model, request)
         or _breaker(model)
         or _saturation(model)
+        or _name(model)
         or _residence(model)
         or _memory(room, rules.memory)
         or _heat(room, rules.thermal)
@@ -86,6 +87,16 @@ def _saturation(model: Model) -> LeftOut | None:
     return LeftOut(
         Cause.SATURATED,
         f"its backend said that it is saturated; it is asked again in {model.saturated_for_ms / 1000:.1f} s",
+    )
+
+
+def _name(model: Model) -> LeftOut | None:
+    if not model.name_unknown_for_ms > 0:
+        return None
+    return LeftOut(
+        Cause.NAME_UNKNOWN,
+        f"its server knows no model {model.upstream_name!r}; it is asked again in "
+        f"{model.name_unknown_for_ms / 1000:.1f} s; its monitor finds it out, or register upstream_name",
     )
 
 

@@ -18,7 +18,7 @@ from shared.decision.snapshot import Decision, LeftOut, Model, Obstacle, Part, P
 from shared.states import Action, Residence
 
 _NEARNESS = {cause.value: rank for rank, cause in enumerate(NEAREST_FIRST)}
-_PAUSES = frozenset({Cause.BREAKER_OPEN, Cause.SATURATED})
+_PAUSES = frozenset({Cause.BREAKER_OPEN, Cause.SATURATED, Cause.NAME_UNKNOWN})
 _ABSENT = frozenset({Residence.UNLOADED, Residence.SLEEPING})
 _MOST_OTHERS = 3
 
@@ -276,11 +276,12 @@ def _others(nearest: Model, choice: _Choice, outcome: _Outcome) -> str:
 
 
 def _retry_ms(choice: _Choice, outcome: _Outcome) -> float | None:
-    """When the first open breaker or saturated backend lets through; None if no model is kept back by one."""
+    """When the first model that rests may be asked again; None if none is kept back by that."""
     pauses = (_pause_ms(model) for model in choice.all if outcome.left_out[model.name].code in _PAUSES)
     return min((pause for pause in pauses if pause > 0), default=None)
 
 
 def _pause_ms(model: Model) -> float:
     """How long the model has to be left alone, as far as its breaker or backend told."""
-    return max(0.0, finite(model.breaker_open_for_ms) or 0.0, finite(model.saturated_for_ms) or 0.0)
+    rests = (model.breaker_open_for_ms, model.saturated_for_ms, model.name_unknown_for_ms)
+    return max(0.0, *(finite(rest) or 0.0 for rest in rests))

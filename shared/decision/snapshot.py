@@ -77,6 +77,7 @@ class Model:
     breaker_open_for_ms: float = 0.0  # > 0: shut until then
     breaker_half_open: bool = False  # one probe at a time
     saturated_for_ms: float = 0.0  # > 0: it said 429 or 503 and asked to wait
+    name_unknown_for_ms: float = 0.0  # > 0: its server knows no model by ``upstream_name``
     loadable_on: tuple[str, ...] = ()  # ids of the GPUs that it may be loaded on; empty: none is known
     rate_10min: float | None = None  # arrivals per second over about the last 10 minutes; None: never used
     rate_6h: float | None = None  # the same over about 6 hours

@@ -112,7 +112,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(
 
 
 def test_an_unknown_key_like_no_other_is_refused_with_those_known_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'log\.zzz': known here are level, dir"):
+    with pytest.raises(ConfigError, match=r"unknown key 'log\.zzz': known here are level, format, dir"):
         load_file(tmp_path, "log: {zzz: 1}")
 
 

@@ -88,7 +88,7 @@ def test_the_default_of_each_variable_changes_nothing(one: reference.Setting) ->
         ("redis", "url", ("-", "text like `^(rediss?|unix)://`", "")),
         ("models", "vram_gb", ("-", "number from 0 to 4096", "GB")),
         ("models", "name", ("required", "text like `^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$`", "")),
-        ("models", "backend", ("`llama_cpp`", "`llama_cpp`, `vllm`", "")),
+        ("models", "backend", ("-", "`llama_cpp`, `vllm`", "")),
         ("gpus", "id", ("required", "text or whole number", "index or UUID")),
     ],
 )
