@@ -10,6 +10,9 @@ from shared.decision.snapshot import Decision, Gpu, Model, Part, Request, Snapsh
 from shared.states import Action
 from shared.store.records import ClaimOrder, GpuClaim
 
+FIRST_LEASE_S = 3.0
+"""For the api of an attached job to accept it (architecture, "The OpenAI path")."""
+
 
 def claim_order(
     job_id: str,
@@ -20,9 +23,14 @@ def claim_order(
     model: Model,
     snapshot: Snapshot,
     request: Request,
+    *,
+    registration: str,
     grant: Mapping[str, str] | None = None,
 ) -> ClaimOrder:
-    """The claim for a decision to dispatch to ``model``; ``grant``: for the api of an attached job."""
+    """The claim for a decision to dispatch to ``model``, whose registration is stored as ``registration``.
+
+    ``grant``: for the api of an attached job.
+    """
     return ClaimOrder(
         job_id=job_id,
         nonce=nonce,
@@ -37,6 +45,7 @@ def claim_order(
         fields=_job_fields(decision, model),
         decision=decision_line(router, decision, snapshot, request),
         grant=() if grant is None else _grant(decision, model, grant),
+        registration=registration,
     )
 
 

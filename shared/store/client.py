@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import StoreUnavailable, StoreUnusable
+from shared.store.wire import CommandClient
 
 BLOCK_S = 1.0
 """How long a blocking read waits in the server; the reader's socket time-out must exceed it (hazard H4)."""
@@ -40,7 +41,7 @@ _TRANSIENT_PREFIXES = (
 )
 
 
-def connect_commands(url: str, name: str, *, fail_fast: bool = False, connections: int = 32) -> Redis:
+def connect_commands(url: str, name: str, *, fail_fast: bool = False, connections: int = 32) -> CommandClient:
     """A client for scripts and short reads.
 
     Its retries are safe because every script is safe under its own replay. ``fail_fast`` is for a process
@@ -58,7 +59,9 @@ def connect_commands(url: str, name: str, *, fail_fast: bool = False, connection
         retry=retry,
         **_WIRE,
     )
-    return Redis.from_pool(pool)
+    client = CommandClient.from_pool(pool)
+    assert isinstance(client, CommandClient)
+    return client
 
 
 def connect_reader(url: str, name: str, *, connections: int = 4) -> Redis:

@@ -14,6 +14,7 @@ from shared.config import HistorySettings
 from shared.errors import InstanceTaken
 from shared.keys import Keys
 from shared.registry import Registration
+from shared.states import BackendType
 from shared.store.client import translating
 from shared.store.history import History, read_history
 from shared.store.records import (
@@ -108,8 +109,8 @@ class FleetStore:
                 for name, waiting, hold, jobs in targets
             ),
             models=tuple(
-                ModelView(registration, _pairs(flat))
-                for registration, flat in ((self._parse(raw), flat) for _, raw, flat in models)
+                ModelView(registration, _pairs(flat), raw)
+                for registration, raw, flat in ((self._parse(raw), raw, flat) for _, raw, flat in models)
                 if registration is not None
             ),
             gpus=tuple(
@@ -138,6 +139,18 @@ class FleetStore:
             stored: Any = await self._redis.hgetall(self._keys.models)
         parsed = (self._parse(raw) for _, raw in sorted(stored.items()))
         return tuple(registration for registration in parsed if registration is not None)
+
+    async def kinds(self, models: Sequence[str]) -> Mapping[str, BackendType]:
+        """The kind of server that its monitor found, of those of these models of which one did."""
+        if not models:
+            return {}
+        async with translating(self._redis):
+            pipe = self._redis.pipeline(transaction=False)
+            for model in models:
+                pipe.hget(self._keys.model(model), "backend")
+            found: list[Any] = await pipe.execute()
+        known = tuple(BackendType)
+        return {model: BackendType(raw) for model, raw in zip(models, found, strict=True) if raw in known}
 
     async def register(self, entries: Sequence[Registration], *, replace_file: bool = False) -> list[str]:
         """Write registrations; with ``replace_file`` those of an earlier file go. The names that changed."""

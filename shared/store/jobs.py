@@ -15,7 +15,7 @@ from shared.errors import StoreUnavailable
 from shared.keys import ROUTER_GROUP, Keys
 from shared.states import FINAL_STATES, JobState
 from shared.store.client import translating
-from shared.store.orders import claim_order, job_order, verdict_order
+from shared.store.orders import claim_order, job_order, start_order, verdict_order
 from shared.store.records import (
     AdmitOutcome,
     CancelOutcome,
@@ -24,6 +24,7 @@ from shared.store.records import (
     ClaimOutcome,
     FailOutcome,
     Failure,
+    Finished,
     FinishOutcome,
     HoldOutcome,
     JobRecord,
@@ -57,26 +58,35 @@ class JobStore:
         self._clock_ahead_ms = -math.inf
 
     async def submit(
-        self, job: NewJob, *, bound: int, idempotency: str | None = None, digest: str = ""
+        self,
+        job: NewJob,
+        *,
+        bound: int,
+        idempotency: str | None = None,
+        digest: str = "",
+        start: ClaimOrder | None = None,
     ) -> Submitted:
         """Accept a job unless ``bound`` jobs wait or a limit of its API key is reached.
 
         ``job.id`` doubles as the nonce of a replay. ``idempotency`` is a hashed client key, ``digest`` the
         hash of the request that it stands for. A Redis that gets to it only after the client's time-out (it
-        was paused) writes nothing.
+        was paused) writes nothing. ``start``: a decision on an attached job by the api that holds its client:
+        the job starts at once where nobody waits and all that the decision assumed still holds.
         """
         order: dict[str, Any] = {**job_order(job), "bound": bound}
         if idempotency is not None:
             order |= {"idempotency": idempotency, "digest": digest}
+        if start is not None:
+            order["start"] = start_order(start)
         # Late without a time-out: our idea of Redis' clock was wrong, and the reply has put it right.
         until_ms = _clock_ms() + SUBMIT_PATIENCE_S * 1000
         for _ in range(2):
             not_after_ms = max(0, until_ms + self._clock_ahead_ms)
             order["not_after_ms"] = not_after_ms
-            outcome, job_id, rate, now_ms, *limit = await self._run("submit", encoded(order), job.body)
+            outcome, job_id, rate, now_ms, *more = await self._run("submit", encoded(order), job.body)
             self._clock_ahead_ms = int(now_ms) - _clock_ms()
             if outcome != _LATE:
-                return Submitted(SubmitOutcome(outcome), job_id, float(rate), *limit)
+                return _submitted(outcome, job_id, rate, now_ms, more)
         raise StoreUnavailable("it took too long to accept the job: nothing was accepted")
 
     async def acknowledge(self, entries: Sequence[tuple[str, str]]) -> list[str]:
@@ -132,12 +142,13 @@ class JobStore:
         result: str,
         fields: Mapping[str, str],
         learned: Mapping[str, float],
-    ) -> FinishOutcome:
+    ) -> Finished:
         """Record a success; ``learned`` updates the model's moving averages (its hash fields)."""
         # One NaN in a moving average would stay in it for ever.
         numbers = {name: value for name, value in learned.items() if math.isfinite(value)}
         order = {"id": job_id, "attempt": attempt, "fields": dict(fields), "learned": numbers}
-        return FinishOutcome(await self._run("finish", encoded(order), result))
+        outcome, waiting = await self._run("finish", encoded(order), result)
+        return Finished(FinishOutcome(outcome), int(waiting))
 
     async def fail(self, job_id: str, attempt: int, failure: Failure) -> FailOutcome:
         """Record that an attempt ended without success; the script decides between retry and an end."""
@@ -151,6 +162,7 @@ class JobStore:
             "charge": int(failure.charge),
             "model_failure": failure.model_failure.value,
             "saturated_ms": failure.saturated_ms,
+            "name_unknown_ms": failure.name_unknown_ms,
             "fields": dict(failure.fields),
         }
         return FailOutcome(await self._run("fail", encoded(order)))
@@ -272,6 +284,15 @@ class JobStore:
 def raw_fields(fields: Mapping[str, str]) -> str:
     """The fields of an entry as JSON for the dead letters, long values cut with their length said."""
     return json.dumps({name[:200]: _capped(value) for name, value in list(fields.items())[:100]})
+
+
+def _submitted(outcome: str, job_id: str, rate: str, now_ms: str, more: Sequence[Any]) -> Submitted:
+    kind, per_s, at_ms = SubmitOutcome(outcome), float(rate), int(now_ms)
+    if not more:
+        return Submitted(kind, job_id, per_s, now_ms=at_ms)
+    if kind is SubmitOutcome.LIMITED:
+        return Submitted(kind, job_id, per_s, limit=more[0], again_ms=more[1], now_ms=at_ms)
+    return Submitted(kind, job_id, per_s, now_ms=at_ms, position=more[0] + 1, hold=more[1])
 
 
 def _claimed(reply: Sequence[Any]) -> Claimed:

@@ -18,18 +18,29 @@ def claim_order(order: ClaimOrder) -> bytes:
     return encoded(
         {
             "id": order.job_id,
-            "nonce": order.nonce,
-            "router": order.router,
-            "lease_ms": order.lease_ms,
-            "model": order.model,
-            "limit": order.limit,
-            "gpus": [{"id": gpu.id, "limit": gpu.limit, "level_seq": gpu.level_seq} for gpu in order.gpus],
-            "fields": dict(order.fields),
-            "decision": list(order.decision),
+            **start_order(order),
             "keep_holds": dict.fromkeys(KEPT_HOLD_CODES, True),
             "grant": list(order.grant),
+            "alone": order.alone,
         }
     )
+
+
+def start_order(order: ClaimOrder) -> dict[str, Any]:
+    """The part of ``claim`` and ``submit`` that starts a job: what start.lua reads."""
+    start: dict[str, Any] = {
+        "nonce": order.nonce,
+        "router": order.router,
+        "lease_ms": order.lease_ms,
+        "model": order.model,
+        "limit": order.limit,
+        "gpus": [{"id": gpu.id, "limit": gpu.limit, "level_seq": gpu.level_seq} for gpu in order.gpus],
+        "fields": dict(order.fields),
+        "decision": order.decision,
+    }
+    if order.registration:
+        start["registration"] = order.registration
+    return start
 
 
 def job_order(job: NewJob) -> dict[str, Any]:

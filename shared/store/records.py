@@ -12,6 +12,7 @@ from shared.states import JobState
 
 class SubmitOutcome(StrEnum):
     ACCEPTED = "ACCEPTED"
+    STARTED = "STARTED"  # accepted, and its first attempt started
     DUPLICATE = "DUPLICATE"  # same idempotency key, same body: the first job answers
     MISMATCH = "MISMATCH"  # same idempotency key, other body
     FULL = "FULL"
@@ -55,6 +56,14 @@ class RenewOutcome(StrEnum):
 class FinishOutcome(StrEnum):
     FINISHED = "FINISHED"
     STALE = "STALE"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """``waiting``: how many jobs waited when this one's end was recorded."""
+
+    outcome: FinishOutcome
+    waiting: int
 
 
 class FailOutcome(StrEnum):
@@ -122,13 +131,20 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """``limit``: what was reached, a field of ``KeyLimits``; ``again_ms``: to wait, 0 if unknown."""
+    """``limit``: what was reached, a field of ``KeyLimits``; ``again_ms``: to wait, 0 if unknown.
+
+    ``now_ms``: Redis' time when it was. ``position`` in its queue (1 is next) and the queue's ``hold`` (JSON)
+    are those of a job that this very call queued, unless it is attached; None and "" else.
+    """
 
     outcome: SubmitOutcome
     job_id: str
     ended_per_s: float = 0.0
     limit: str = ""
     again_ms: int = 0
+    now_ms: int = 0
+    position: int | None = None
+    hold: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +160,8 @@ class GpuClaim:
 class ClaimOrder:
     """One decision to be carried out. ``nonce`` makes its replay answer the same attempt.
 
-    ``grant``: flat fields for the api of an attached job.
+    ``grant``: flat fields for the api of an attached job; ``registration``: the model's as it is stored;
+    ``alone``: refuse it where any waits but those of the same call.
     """
 
     job_id: str
@@ -157,6 +174,8 @@ class ClaimOrder:
     fields: Mapping[str, str]
     decision: tuple[str, ...]
     grant: tuple[str, ...] = ()
+    registration: str = ""
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +188,11 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How an attempt ended without success. ``charge`` counts against ``max_attempts``."""
+    """How an attempt ended without success. ``charge`` counts against ``max_attempts``.
+
+    ``saturated_ms``, ``name_unknown_ms``: for how long the model rests, since its server is full, or does not
+    know it by the name that we sent; a name that its registration says fails the job instead.
+    """
 
     kind: FailKind
     error_type: str
@@ -178,6 +201,7 @@ class Failure:
     charge: bool = False
     model_failure: ModelFailure = ModelFailure.NONE
     saturated_ms: int = 0
+    name_unknown_ms: int = 0
     fields: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -199,8 +223,11 @@ class TargetView:
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
+    """``stored``: the registration's JSON as Redis has it."""
+
     registration: Registration
     fields: Mapping[str, str]
+    stored: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,6 +17,7 @@ from shared.config import HistorySettings
 from shared.keys import PATTERNS, STATIC, Keys
 from shared.states import JobEvent, JobState
 from shared.store.lua_parts import linked, words
+from shared.store.wire import CommandClient
 
 INDEX_KEPT = 20_000
 """Newest jobs that GET /v1/jobs can list; twice the default queue bound."""
@@ -31,10 +31,11 @@ _ALLOWED_WHEN_FULL = frozenset(
 
 _INCLUDED = {
     "create": frozenset({"submit", "admit"}),
-    "history": frozenset({"gpu_sample", "claim"}),
+    "history": frozenset({"gpu_sample", "claim", "submit"}),
     "limits": frozenset({"submit"}),
-    "models": frozenset({"register", "put_model", "remove_model"}),
+    "models": frozenset({"register", "put_model", "remove_model", "fail"}),
     "once": frozenset({"put_model", "remove_model", "announce"}),
+    "start": frozenset({"claim", "submit"}),
 }
 """Parts that only these scripts need, behind common.lua."""
 
@@ -50,10 +51,8 @@ NAMES = tuple(
 )
 
 
-_MOST_TOGETHER = 64
 _SMALL_BYTES = 65_536
-"""A call with more goes by itself: many of them would not fit into one client's time-out."""
-_WAIT_S = 0.05
+"""A call with more has a connection to itself: all that came behind it would have to wait for it."""
 _Word = str | bytes | int
 
 
@@ -61,113 +60,52 @@ def _size(word: _Word) -> int:
     return 8 if isinstance(word, int) else len(word)
 
 
-@dataclass(eq=False, slots=True)
-class _Call:
-    name: str
-    args: Sequence[_Word]
-    reply: asyncio.Future[Any]
-
-
 class Scripts:
     """The scripts of one namespace; ``run`` sends EVALSHA and falls back to loading on NOSCRIPT.
 
-    A call that comes while another one is under way waits for its reply (but not long) and goes out together
-    with all that came meanwhile: under load one write serves many, while a single caller waits for nobody.
+    Calls of a ``CommandClient`` share connections, so that under load one write carries many of them.
     """
 
     def __init__(self, redis: Redis, keys: Keys, history: HistorySettings, retention_s: float) -> None:
-        self._redis = redis
-        self._under_way = 0
-        self._waiting: list[_Call] = []
-        self._relief: asyncio.TimerHandle | None = None
-        self._sending: set[asyncio.Task[None]] = set()
+        self._client = redis if isinstance(redis, CommandClient) else None
         self._slot_key = keys.events
+        self._loading: dict[str, asyncio.Task[str]] = {}
         self._scripts: dict[str, AsyncScript] = {
             name: redis.register_script(_source(name, keys, history, retention_s)) for name in NAMES
         }
 
-    async def run(self, name: str, *args: str | bytes | int) -> Any:
+    async def run(self, name: str, *args: _Word) -> Any:
         """Run a script; its reply is parsed by the typed wrapper that called."""
-        if not self._under_way or sum(map(_size, args)) > _SMALL_BYTES:
-            return await self._alone(name, args)
-        loop = asyncio.get_running_loop()
-        call = _Call(name, args, loop.create_future())
-        self._waiting.append(call)
-        if self._relief is None:
-            # What is under way may hang on a dead connection, or be large: nobody waits long for it.
-            self._relief = loop.call_later(_WAIT_S, self._send_waiting)
-        return await call.reply
-
-    async def _alone(self, name: str, args: Sequence[_Word]) -> Any:
-        self._under_way += 1
+        client = self._client
+        if client is None or sum(map(_size, args)) > _SMALL_BYTES:
+            return await self._scripts[name](keys=[self._slot_key], args=list(args))
+        words = ("EVALSHA", self._scripts[name].sha, 1, self._slot_key, *args)
         try:
-            return await self._single(name, args)
+            return await self._shared(client, words)
+        except NoScriptError:
+            await self._load(client, name)
+            return await self._shared(client, words)
+
+    async def _shared(self, client: CommandClient, words: Sequence[_Word]) -> Any:
+        return await client.replays.call_with_retry(lambda: client.wires.call(*words), _leave)
+
+    async def _load(self, client: CommandClient, name: str) -> None:
+        """Load a script once for all who found it missing; one that leaves takes nobody's."""
+        task = self._loading.get(name)
+        if task is None:
+            task = self._loading[name] = asyncio.create_task(self._loaded(client, name))
+            task.add_done_callback(lambda over: over.cancelled() or over.exception())
+        await asyncio.shield(task)
+
+    async def _loaded(self, client: CommandClient, name: str) -> str:
+        try:
+            return str(await client.script_load(self._scripts[name].script))
         finally:
-            self._came_back()
+            del self._loading[name]
 
-    async def _single(self, name: str, args: Sequence[_Word]) -> Any:
-        return await self._scripts[name](keys=[self._slot_key], args=list(args))
 
-    def _came_back(self) -> None:
-        self._under_way -= 1
-        if self._waiting:
-            self._send_waiting()
-
-    def _send_waiting(self) -> None:
-        if self._relief is not None:
-            self._relief.cancel()
-            self._relief = None
-        # Nobody waits for the others any more: they were told that nothing happened.
-        calls = [call for call in self._waiting if not call.reply.done()]
-        self._waiting = []
-        for start in range(0, len(calls), _MOST_TOGETHER):
-            task = asyncio.create_task(self._send(calls[start : start + _MOST_TOGETHER]))
-            self._under_way += 1
-            self._sending.add(task)
-            task.add_done_callback(self._sent)
-
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
-        self._came_back()
-
-    async def _send(self, calls: Sequence[_Call]) -> None:
-        repeated: list[_Call] = []
-        try:
-            replies = await self._together(calls)
-        except Exception as error:
-            replies = [error] * len(calls)
-        except asyncio.CancelledError:
-            for call in calls:
-                call.reply.cancel()
-            raise
-        for call, reply in zip(calls, replies, strict=True):
-            if call.reply.done():
-                continue  # whoever asked waits no more
-            if isinstance(reply, NoScriptError):
-                repeated.append(call)
-            elif isinstance(reply, Exception):
-                call.reply.set_exception(reply)
-            else:
-                call.reply.set_result(reply)
-        for call in repeated:
-            await self._repeat(call)
-
-    async def _together(self, calls: Sequence[_Call]) -> list[Any]:
-        pipe = self._redis.pipeline(transaction=False)
-        for call in calls:
-            pipe.evalsha(self._scripts[call.name].sha, 1, self._slot_key, *call.args)
-        return await pipe.execute(raise_on_error=False)
-
-    async def _repeat(self, call: _Call) -> None:
-        """Once more by itself, which loads the script."""
-        try:
-            reply = await self._single(call.name, call.args)
-        except Exception as error:
-            if not call.reply.done():
-                call.reply.set_exception(error)
-        else:
-            if not call.reply.done():
-                call.reply.set_result(reply)
+async def _leave(_: Exception) -> None:
+    """The connection was closed as it broke."""
 
 
 def encoded(order: Mapping[str, Any]) -> bytes:

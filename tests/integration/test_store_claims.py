@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shared.store.records import ClaimOutcome
 from tests.kit.store_fixture import Store, order
 
@@ -62,6 +64,20 @@ async def test_slots_taken_by_one_claim_count_for_the_next_of_the_same_step(stor
         await store.submit(f"j{number}", caller=f"caller {number}")
     assert await _outcomes(store, "j0", "j1", "j2", "j3", limit=2) == [CLAIMED, CLAIMED, BUSY, SKIPPED]
     assert (await store.model())["in_flight"] == "2"
+
+
+async def test_a_claim_that_must_pass_nobody_is_refused_where_one_waits(
+    store: Store,
+) -> None:
+    for job_id in ("a", "b"):
+        await store.submit(job_id)
+    both = [replace(order(job_id, f"nonce of {job_id}"), alone=True) for job_id in ("a", "b")]
+    await store.submit("waits", target="elsewhere")
+
+    assert [claimed.outcome for claimed in await store.jobs.claim_all(both)] == [SKIPPED, SKIPPED]
+    await store.jobs.cancel("waits", "enough")
+    for _ in range(2):  # the second time they run already
+        assert [claimed.outcome for claimed in await store.jobs.claim_all(both)] == [CLAIMED, CLAIMED]
 
 
 async def test_entries_of_accepted_jobs_are_acked_together_and_unknown_ones_told(store: Store) -> None:

@@ -123,7 +123,7 @@ async def test_a_router_serves_the_queue_behind_a_lost_job(stack: Stack) -> None
     jobs = await _submit(stack, 4)
     await stack.redis.delete(*(stack.keys.job(job) for job in jobs[:3]))
     stack.start("router")
-    await wait_until(lambda: _succeeded(stack, jobs[3]), "the last one succeeded", timeout_s=20)
+    await wait_until(lambda: _succeeded(stack, jobs[3]), "the last one succeeded", timeout_s=60)
     assert "held jobs that exist no longer" in stack.output("router")
 
 

@@ -216,7 +216,8 @@ async def test_a_zombies_success_does_not_replace_the_recorded_one(store: Store)
     await _sweep(store)
     await store.claim(nonce="n2")
     await store.jobs.finish("j1", 2, result="second", fields={}, learned={})
-    assert await store.jobs.finish("j1", 1, result="first", fields={}, learned={}) == "STALE"
+    late = await store.jobs.finish("j1", 1, result="first", fields={}, learned={})
+    assert late.outcome == "STALE"
     assert (await store.job()).result == "second"
     assert (await store.model())["samples"] == "1"
 

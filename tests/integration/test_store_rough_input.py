@@ -30,7 +30,8 @@ async def test_text_that_utf8_cannot_say_does_not_keep_an_attempt_from_being_rec
     assert await store.jobs.fail("j1", 1, failure) == "QUEUED"
     assert (await store.job()).fields["error_detail"].startswith("half a pair: ")
     await store.claim(nonce="n2")
-    assert await store.jobs.finish("j1", 2, result=HALF, fields={"note": HALF}, learned={}) == "FINISHED"
+    ended = await store.jobs.finish("j1", 2, result=HALF, fields={"note": HALF}, learned={})
+    assert ended.outcome == "FINISHED"
     assert (await store.job()).result is not None
 
 

@@ -245,15 +245,17 @@ async def _write(store: Store, accepted: list[str]) -> None:
 
 async def _read(store: Store, settled: list[str]) -> None:
     intake = Intake(store.reader, store.keys, "router-1")
+    unsettled: dict[str, str] = {}
     while True:
         try:
             await intake.ensure()
-            entries = await intake.own_pending(100)
+            # One whose ack was answered by a broken connection may be acked, and no longer pending.
+            unsettled |= {entry.id: entry.fields["job_id"] for entry in await intake.own_pending(100)}
             while True:
-                for entry in entries:
-                    await store.jobs.admit_known(entry.id, entry.fields["job_id"])
-                    settled.append(entry.fields["job_id"])
-                entries = await intake.read(100)
+                for entry_id, job_id in list(unsettled.items()):
+                    await store.jobs.admit_known(entry_id, job_id)
+                    settled.append(unsettled.pop(entry_id))
+                unsettled = {entry.id: entry.fields["job_id"] for entry in await intake.read(100)}
         except StoreUnavailable:
             await asyncio.sleep(0)
 

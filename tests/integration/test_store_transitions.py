@@ -11,7 +11,7 @@ from shared.registry import Registration
 from shared.store.fleet import BackendSample, GpuSample
 from shared.store.records import FailKind, View
 from tests.kit.store_dump import violations
-from tests.kit.store_fixture import BOUND, GPU, MODEL, Store, new_job
+from tests.kit.store_fixture import BOUND, GPU, MODEL, Store, new_job, order
 from tests.kit.store_states import START, reach
 
 Expected = tuple[str, str, str]
@@ -70,6 +70,10 @@ async def _claim(store: Store, nonce: str) -> object:
     return (await store.claim(nonce=nonce)).outcome
 
 
+async def _submit_and_start(store: Store) -> object:
+    return (await store.jobs.submit(new_job(), bound=BOUND, start=order())).outcome
+
+
 _CLAIM_QUEUED: Mapping[str, Expected] = {
     "queued": ("CLAIMED", "running", "started"),
     "late_queued": ("EXPIRED", "expired", "expired"),
@@ -83,6 +87,16 @@ TRANSITIONS: dict[str, Transition] = {
         lambda store, _: store.submit(),
         "ACCEPTED",
         _each(("absent", "forgotten"), "ACCEPTED", "queued", "queued"),
+        {},
+    ),
+    # Somebody waits here, so none is started but the one that was already.
+    "submit and start": Transition(
+        lambda store, _: _submit_and_start(store),
+        "ACCEPTED",
+        {
+            **_each(("absent", "forgotten"), "ACCEPTED", "queued", "queued"),
+            **_each(_MINE, "STARTED", "running", ""),
+        },
         {},
     ),
     "admit_known": Transition(

@@ -1,14 +1,22 @@
-"""Calls that come while another one is under way go out together, each with its own answer."""
+"""Calls that share connections: each gets its own answer, whatever becomes of the others."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
 from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from shared.errors import StoreUnavailable
 from shared.store.client import connect_commands
 from shared.store.records import CancelOutcome
+from shared.store.server import EmbeddedRedis
 from tests.kit.fault_proxy import Fault, FaultProxy
+from tests.kit.ports import free_port
 from tests.kit.store_fixture import BOUND, Store, new_job, open_store
 from tests.kit.waiting import wait_until
 
@@ -25,20 +33,14 @@ async def test_every_one_of_many_calls_at_once_gets_its_own_answer(store: Store)
     assert [await store.state(job) for job in jobs[:4]] == ["cancelled", "queued", "cancelled", "queued"]
 
 
-async def test_calls_at_once_need_fewer_writes_than_calls(store: Store) -> None:
-    await store.submit("warm")
-    before = await _pieces(store)
-    await asyncio.gather(*(store.jobs.cancel("warm", "enough") for _ in range(100)))
-    assert await _pieces(store) - before < 30
-
-
-async def test_scripts_that_the_server_has_lost_are_loaded_again_for_all_that_go_out_together(
-    store: Store,
-) -> None:
+async def test_a_script_that_the_server_has_lost_is_loaded_once_for_all_who_need_it(store: Store) -> None:
     await store.submit("j1")
     await store.redis.script_flush()
+    await store.redis.config_resetstat()
     outcomes = await asyncio.gather(*(store.jobs.cancel("j1", "enough") for _ in range(20)))
     assert {outcome for outcome, _ in outcomes} == {CancelOutcome.CANCELLED}
+    stats: dict[str, Any] = await store.redis.info("commandstats")
+    assert stats["cmdstat_script|load"]["calls"] == 1
 
 
 async def test_one_wrong_call_does_not_spoil_those_that_go_out_with_it(store: Store) -> None:
@@ -53,20 +55,16 @@ async def test_one_wrong_call_does_not_spoil_those_that_go_out_with_it(store: St
     await store.redis.delete(store.keys.ready("broken"))
 
 
-async def test_what_nobody_waits_for_any_more_is_not_sent(store: Store) -> None:
-    """Its caller was told that nothing was accepted."""
-    async with FaultProxy(store.url) as proxy, open_store(proxy.url) as slow:
-        await slow.submit("warm")
-        proxy.spoil(Fault.STALL, at=len(proxy.commands) + 1)
-        first = asyncio.create_task(slow.jobs.cancel("warm", "enough"))
-        await wait_until(lambda: proxy.spoiled, "the first call is under way")
-        second = asyncio.create_task(slow.submit("second"))
-        third = asyncio.create_task(slow.submit("third"))
-        await asyncio.sleep(0)
-        second.cancel()
-        assert (await first)[0] is CancelOutcome.CANCELLED
-        assert await third == "ACCEPTED"
-    assert await store.state("second") == "absent"
+async def test_a_caller_that_leaves_takes_nobodys_answer(store: Store) -> None:
+    await store.submit("warm")
+    calls = [asyncio.create_task(store.submit(f"j{number}")) for number in range(50)]
+    await asyncio.sleep(0)
+    for call in calls[::3]:
+        call.cancel()
+    cancelled = await store.jobs.cancel("warm", "enough")
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert cancelled == (CancelOutcome.CANCELLED, "cancelled")
+    assert [answer for answer in answers if not isinstance(answer, BaseException)] == ["ACCEPTED"] * 33
 
 
 async def test_all_hear_of_a_server_that_is_away(store: Store) -> None:
@@ -81,18 +79,14 @@ async def test_all_hear_of_a_server_that_is_away(store: Store) -> None:
     await redis.aclose()
 
 
-async def _pieces(store: Store) -> int:
-    """Reads of the server so far: each takes whatever one write has brought."""
-    stats: dict[str, Any] = await store.redis.info("stats")
-    return int(stats["total_reads_processed"])
-
-
 async def test_a_call_that_hangs_holds_the_others_up_for_a_moment_only(store: Store) -> None:
     async with FaultProxy(store.url) as proxy, open_store(proxy.url, fail_fast=True) as slow:
         await slow.submit("warm")
         proxy.spoil(Fault.BLACKHOLE, at=len(proxy.commands) + 1)
         hanging = asyncio.create_task(slow.submit("hanging"))
         await wait_until(lambda: proxy.spoiled, "the first call hangs")
+        since = time.monotonic()
+        await wait_until(lambda: time.monotonic() - since > 0.1, "it is known to hang")
         assert await slow.jobs.cancel("warm", "enough") == (CancelOutcome.CANCELLED, "cancelled")
         assert not hanging.done()
         await asyncio.gather(hanging, return_exceptions=True)
@@ -104,3 +98,61 @@ async def test_a_large_call_goes_by_itself(store: Store) -> None:
     large = [store.submit(f"large {number}", body=body) for number in range(5)]
     small = [store.submit(f"small {number}") for number in range(5)]
     assert await asyncio.gather(*large, *small) == ["ACCEPTED"] * 10
+
+
+async def test_it_introduces_itself_as_the_url_says(tmp_path: Path) -> None:
+    with EmbeddedRedis(free_port(), tmp_path) as server:
+        plain = connect_commands(server.url, "plain")
+        await plain.config_set("requirepass", "s3cret")
+        url = server.url.replace("//", "//:s3cret@").replace("/0", "/3")
+        async with open_store(url) as store:
+            assert await store.submit("j1") == "ACCEPTED"
+            clients: Any = await store.redis.client_list()
+            sharing = [one for one in clients if one["cmd"] == "evalsha"]
+            assert [(one["name"], one["db"], one["user"]) for one in sharing] == [
+                ("test.cmd", "3", "default")
+            ]
+        await plain.aclose()
+
+
+async def test_a_wrong_password_is_said(tmp_path: Path) -> None:
+    with EmbeddedRedis(free_port(), tmp_path) as server:
+        plain = connect_commands(server.url, "plain")
+        await plain.config_set("requirepass", "s3cret")
+        client = connect_commands(server.url.replace("//", "//:wrong@"), "stranger", fail_fast=True)
+        with pytest.raises(ResponseError, match="WRONGPASS"):
+            await client.wires.call("PING")
+        await client.aclose()
+        await plain.aclose()
+
+
+async def test_what_does_not_speak_redis_is_said() -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-somebody\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = connect_commands(f"redis://127.0.0.1:{port}", "lost", fail_fast=True)
+        with pytest.raises(RedisConnectionError, match="does not speak Redis"):
+            await client.wires.call("PING")
+        await client.aclose()
+
+
+async def test_a_client_that_is_closed_leaves_no_connection_and_no_call_waiting(store: Store) -> None:
+    async with FaultProxy(store.url) as proxy:
+        client = connect_commands(proxy.url, "closing")
+        assert await client.wires.call("PING") == "PONG"
+        proxy.spoil(Fault.BLACKHOLE, at=len(proxy.commands) + 1)
+        hanging = asyncio.create_task(client.wires.call("PING"))
+        await wait_until(lambda: proxy.spoiled, "the call hangs")
+        await client.aclose()
+        with pytest.raises(RedisConnectionError, match="closed"):
+            await hanging
+
+
+async def test_half_a_surrogate_pair_goes_out_as_redis_py_sends_it(store: Store) -> None:
+    await store.submit("j1")
+    assert await store.jobs.cancel("j1", "cut \ud83d off") == (CancelOutcome.CANCELLED, "cancelled")
+    assert (await store.job("j1")).fields["error_detail"] == "cut \\ud83d off"

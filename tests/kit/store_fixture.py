@@ -80,9 +80,8 @@ class Store:
         return claimed.attempt
 
     async def finish(self, job_id: str = "j1", attempt: int = 1, /, **learned: float) -> str:
-        return str(
-            await self.jobs.finish(job_id, attempt, result='{"text": "hi"}', fields={}, learned=learned)
-        )
+        ended = await self.jobs.finish(job_id, attempt, result='{"text": "hi"}', fields={}, learned=learned)
+        return str(ended.outcome)
 
     async def fail(
         self, job_id: str = "j1", attempt: int = 1, kind: FailKind = FailKind.RETRY, **changes: Any

@@ -131,7 +131,20 @@ local function silence_counts()
   return swept[1] and NOW - tonumber(swept[1]) <= SWEEPS_STOOD_STILL_MS and NOW >= tonumber(swept[2] or '0')
 end
 
+-- A job that came with a request: what is said of it names that request, so that it is found from there.
+local function note_request(fields, request_id)
+  if not request_id or request_id == '' then return fields end
+  fields[#fields + 1] = 'request_id'
+  fields[#fields + 1] = request_id
+  return fields
+end
+
+local function decide_on(id, target, attempt, request_id, decision)
+  xadd('decisions', 'decision', note_request({'job_id', id, 'target', target, 'attempt', attempt}, request_id), decision)
+end
+
 local function note_holder(event_fields, job)
+  note_request(event_fields, job.request_id)
   if not attached_to(job) then return end
   event_fields[#event_fields + 1] = 'attached_to'
   event_fields[#event_fields + 1] = job.attached_to
@@ -216,6 +229,7 @@ local function end_job(id, job, state, fields, event_fields)
     xadd('dead', 'job.dead', {'job_id', id, 'reason', fields.error_detail or ''}, {'error_type', fields.error_type or ''})
   end
   note_holder(event_fields, job)
+  append(event_fields, {waiting = int(queued_count())})
   emit('job.' .. state, id, state, job.attempt, event_fields)
   if not attached_to(job) then return end
   redis.call('SREM', key('held_by', job.attached_to), id)

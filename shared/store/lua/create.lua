@@ -1,6 +1,6 @@
 -- Included by submit and admit: write one accepted job. `o` has id, target, caller, boost_ms, deadline_in_ms,
 -- attached_to, limits (of the API key that it came with, see limits.lua) and the flat `fields`; `body` is the request
--- as the backend will get it. That of an attached job stays in its api.
+-- as the backend will get it. That of an attached job stays in its api. `start`: see submit.lua.
 
 -- Redis keeps what a script wrote before an error: whatever could fail below is looked at first.
 local function check_writable(o)
@@ -13,13 +13,17 @@ local function check_writable(o)
     kinds[key('key_live', o.limits.key)] = 'set'
     kinds[key('key_minute', o.limits.key)] = 'zset'
   end
+  if o.start then
+    kinds[K.leases], kinds[K.decisions], kinds[key('model', o.start.model)] = 'zset', 'stream', 'hash'
+  end
   for name, kind in pairs(kinds) do
     local found = redis.call('TYPE', name).ok
     if found ~= 'none' and found ~= kind then error({err = 'WRONGTYPE ' .. name .. ' is a ' .. found .. ', not a ' .. kind}) end
   end
 end
 
-local function create_job(o, body)
+-- `start`: what is called instead of queueing a job that starts at once; it adds to the fields.
+local function create_job(o, body, start)
   local place = exact(NOW_EXACT - o.boost_ms)
   local deadline = int(NOW + o.deadline_in_ms)
   local fields = o.fields
@@ -47,10 +51,11 @@ local function create_job(o, body)
     redis.call('SADD', key('key_live', o.limits.key), o.id)
   end
   redis.call('ZADD', K.live, deadline, o.id)
-  enqueue(o.id, fields)
+  if not start then enqueue(o.id, fields) end
   redis.call('ZADD', K.index, exact(NOW_EXACT), o.id)
   redis.call('ZREMRANGEBYRANK', K.index, 0, -(KEEP.index + 1))
   fields.queued_event = emit(EVENT.queued, o.id, STATE.queued, 0,
-    {'target', o.target, 'priority', fields.priority, 'deadline_ms', deadline})
+    note_request({'target', o.target, 'priority', fields.priority, 'deadline_ms', deadline}, fields.request_id))
+  if start then start(fields) end
   hset(key('job', o.id), fields)
 end

@@ -1,5 +1,5 @@
 -- Record that my attempt did not succeed. ARGV order(JSON): id, attempt, kind, error_type, detail, delay_ms,
--- charge, model_failure (none|failed|refused), saturated_ms, fields.
+-- charge, model_failure (none|failed|refused), saturated_ms, name_unknown_ms, fields.
 -- kind: retry (another try, or dead when they are used up), failed, cancelled, expired, released (handed over).
 -- Returns {QUEUED|FAILED|DEAD|CANCELLED|EXPIRED|STALE}.
 local o = cjson.decode(ARGV[1])
@@ -12,6 +12,14 @@ local model = job.decision_model
 if o.model_failure ~= 'none' then model_failed(model, o.detail, o.model_failure == 'refused') end
 if o.saturated_ms > 0 then
   redis.call('HSET', key('model', model), 'saturated_until_ms', int(NOW + o.saturated_ms))
+end
+if o.name_unknown_ms > 0 then
+  local entry = entry_of(redis.call('HGET', K.models, model))
+  if entry and entry.upstream_name then
+    o.kind = 'failed' -- somebody said that name, so nobody will find out another one
+  else
+    redis.call('HSET', key('model', model), 'name_unknown_until_ms', int(NOW + o.name_unknown_ms))
+  end
 end
 
 local fields = o.fields

@@ -11,5 +11,5 @@ redis.call('HSET', K.holds, job.target,
   cjson.encode({code = o.code, reason = o.reason, job_id = o.id, since_ms = NOW}))
 hset(key('job', o.id), {hold_code = o.code, hold_reason = o.reason})
 emit(EVENT.held, o.id, STATE.queued, job.attempt, {'code', o.code, 'reason', o.reason, 'target', job.target})
-xadd('decisions', 'decision', {'job_id', o.id, 'target', job.target, 'attempt', job.attempt}, o.decision)
+decide_on(o.id, job.target, job.attempt, job.request_id, o.decision)
 return 'HELD'

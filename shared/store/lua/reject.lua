@@ -5,7 +5,7 @@ local job = load_job(o.id)
 if not job then return 'GONE' end
 if job.state == STATE.failed and job.error_type == o.code then return 'REJECTED' end
 if job.state ~= STATE.queued then return 'GONE' end
-xadd('decisions', 'decision', {'job_id', o.id, 'target', job.target, 'attempt', job.attempt}, o.decision)
+decide_on(o.id, job.target, job.attempt, job.request_id, o.decision)
 end_job(o.id, job, STATE.failed,
   {error_type = o.code, error_detail = o.reason, decision_action = 'reject', decision_code = o.code,
    decision_reason = o.reason},

@@ -6,7 +6,7 @@
 -- Only what a decision reads: a job's metadata alone may be larger than all the rest of the view.
 local READ = {'state', 'model', 'agent_type', 'mode', 'priority', 'prompt_tokens', 'max_tokens',
   'min_context_tokens', 'prefer_llama_cpp', 'fallback', 'submitted_ms', 'deadline_ms', 'attempt', 'tries', 'caller',
-  'attached_to'}
+  'attached_to', 'request_id'}
 
 local function head_of(id)
   local flat = {}
