@@ -28,8 +28,10 @@ from shared import config, log
 from shared.config import ApiSettings, Settings
 from shared.ending import log_end
 from shared.errors import ConfigError, OrchestratorError
+from shared.file_watch import follow_file
 from shared.keys import Keys
 from shared.presence import Presence
+from shared.reload import LiveSettings
 from shared.store.api_keys import ApiKeyStore
 from shared.store.benchmarks import BenchmarkStore
 from shared.store.client import connect_commands, connect_reader, wait_for_server
@@ -105,16 +107,20 @@ def listen(settings: ApiSettings) -> socket.socket:
 
 
 async def serve(settings: Settings, listener: socket.socket) -> None:
-    """Serve until a signal comes; raises groups of what ended it otherwise."""
+    """Serve until a signal comes; raises groups of what ended it otherwise. The settings file is followed."""
+    live = LiveSettings.of(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        state, upkeep = compose(settings, stack)
+        state, upkeep = compose(live, stack)
         server = http_server(state)
         async with asyncio.TaskGroup() as group:
-            runs = (state.feed.run(), upkeep.run(), state.gateway.run())
+            followed = follow_file(
+                live, "api", os.environ, lambda: state.registry.replace(live.registrations)
+            )
+            runs = (state.feed.run(), upkeep.run(), state.gateway.run(), followed)
             kept = [group.create_task(run) for run in runs]
             serving = group.create_task(server.serve(sockets=[listener]))
             host, port = listener.getsockname()[:2]
@@ -169,7 +175,13 @@ def compose(settings: Settings, stack: AsyncExitStack) -> tuple[ApiState, Upkeep
     benchmarks = Benchmarks(Parts(settings, jobs, fleet, measured, feed))
     stack.push_async_callback(benchmarks.close)
     gateway = Gateway(
-        settings, jobs, registry, presence, upkeep.usable, lambda holder: Grants(grants_reader, keys, holder)
+        settings,
+        jobs,
+        fleet,
+        registry,
+        presence,
+        upkeep.usable,
+        lambda holder: Grants(grants_reader, keys, holder),
     )
     state = ApiState(
         settings=settings,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from loguru import logger
 
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, StoreUnavailable
 from shared.jobs import JobRequest
 from shared.registry import Registration
 from shared.store.fleet import FleetStore
@@ -22,17 +22,32 @@ class Registry:
     def __init__(self, fleet: FleetStore, own: Sequence[Registration]) -> None:
         self._fleet = fleet
         self._own = tuple(own)
+        self._unpublished = False
         self._known: tuple[Registration, ...] = ()
         self._read_at = float("-inf")
 
     @property
     def known(self) -> tuple[Registration, ...]:
-        """All registered models as they were last read; a new tuple after each reading."""
+        """All registered models as they were last read, with the kinds that were discovered; a new tuple each
+        time."""
         return self._known
+
+    async def replace(self, own: Sequence[Registration]) -> None:
+        """Take these for the models of our file, and write them now or, if Redis is away, once it is back."""
+        if tuple(own) == self._own:
+            return
+        self._own, self._unpublished = tuple(own), True
+        try:
+            await self.refresh()
+        except StoreUnavailable as error:
+            logger.warning("the models of the changed file are registered once Redis answers: {}", error)
 
     async def publish(self) -> None:
         """Write the models of the settings; those of an earlier file go, those from elsewhere stay."""
-        changed = await self._fleet.register(self._own, replace_file=True)
+        own = self._own
+        changed = await self._fleet.register(own, replace_file=True)
+        if own is self._own:
+            self._unpublished = False
         if changed:
             logger.info("registered models changed: {}", ", ".join(sorted(changed)))
         await self._read()
@@ -53,11 +68,16 @@ class Registry:
             check_known(job, self._known)
 
     async def refresh(self) -> None:
-        """Read them again. None at all means that Redis lost its data: ours are then written again."""
+        """Read them again. Ours are written if they were not yet, or if Redis has none: it lost its data."""
         await self._read()
-        if not self._known:
+        if self._unpublished or not self._known:
             await self.publish()
 
     async def _read(self) -> None:
-        self._known = await self._fleet.registrations()
+        entries = await self._fleet.registrations()
+        kinds = await self._fleet.kinds([entry.name for entry in entries if entry.backend is None])
+        self._known = tuple(
+            entry.model_copy(update={"backend": kinds[entry.name]}) if entry.name in kinds else entry
+            for entry in entries
+        )
         self._read_at = time.monotonic()

@@ -156,7 +156,7 @@ def _model(view: ModelView, known: Model, waiting: Mapping[str, int], now_ms: in
     saturated_ms = whole(fields, "saturated_until_ms")
     return ModelStatus(
         vram_gb=entry.vram_gb,
-        backend=entry.backend,
+        backend=known.backend,
         avg_latency_ms=_rounded(known.avg_latency_ms, 1),
         queue_size=sum(waiting.get(name, 0) for name in entry.served_names) + (known.backend_waiting or 0),
         failure_count=known.failure_count,

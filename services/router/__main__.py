@@ -18,16 +18,22 @@ from services.router.recovery import Recovery
 from services.router.scheduler import Scheduler
 from services.router.wakeup import Wakeup
 from shared import config, log
-from shared.backends.session import open_session
+from shared.backends.session import open_sessions
 from shared.config import Settings
 from shared.ending import log_end
 from shared.errors import ConfigError
+from shared.file_watch import follow_file
 from shared.keys import Keys
 from shared.presence import Presence
+from shared.reload import LiveSettings
 from shared.store.client import connect_commands, connect_reader, wait_for_server
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore
 from shared.store.streams import Follower, Intake
+
+_LAST_CALLS_S = 2.0
+"""For the claims and acknowledgements under way when it is told to stop; jobs go on meanwhile."""
+_LEAVE_S = 0.25
 
 
 def main() -> int:
@@ -50,7 +56,8 @@ def main() -> int:
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until a signal comes, then drain."""
+    """Serve until a signal comes, then drain; the settings file is followed meanwhile."""
+    live = LiveSettings.of(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,7 +71,7 @@ async def serve(settings: Settings) -> None:
         stack.push_async_callback(commands.aclose)
         reader = connect_reader(url, "router")
         stack.push_async_callback(reader.aclose)
-        session = await stack.enter_async_context(open_session())
+        sessions = await stack.enter_async_context(open_sessions())
         checking = asyncio.create_task(wait_for_server(commands))
         if not await _unless_stopped(checking, stop):
             return
@@ -82,33 +89,50 @@ async def serve(settings: Settings) -> None:
             explicit=os.environ.get("ORCH_INSTANCE"),
         )
         router = await presence.enroll()
-        stack.push_async_callback(presence.retire)
+        stack.push_async_callback(_leave, presence)
         logger.info("router {} is up, Redis at {}", router, url.rpartition("@")[2])
 
         wake, due = Wakeup(), Wakeup()
         dispatcher = Dispatcher(
-            jobs, session, settings.router, settings.jobs, on_end=wake.ring, on_delay=due.ring
+            jobs, sessions, live, on_end=lambda attempt: scheduler.left(attempt), on_delay=due.ring
         )
-        scheduler = Scheduler(jobs, fleet, dispatcher, settings, router=router, wake=wake)
-        intake = IntakeLoop(Intake(reader, keys, router), jobs, fleet, settings, wake.ring)
+        scheduler = Scheduler(jobs, fleet, dispatcher, live, router=router, wake=wake)
+        intake = IntakeLoop(Intake(reader, keys, router), jobs, fleet, live, scheduler.offer)
         following = Following(
             Follower(reader, positions(keys)), keys, dispatcher, wake=wake, due=due, router=router
         )
         recovery = Recovery(jobs, fleet, lease_s=settings.router.lease_s, wake=wake, due=due)
 
+        async def look_again() -> None:
+            wake.ring()
+
         async with asyncio.TaskGroup() as group:
             # While it drains, a router still renews, follows cancels and tidies up, but takes nothing new.
             kept = [group.create_task(part.run()) for part in (following, recovery, presence)]
+            kept.append(group.create_task(follow_file(live, "router", os.environ, look_again)))
             intake_task = group.create_task(intake.run())
             scheduler_task = group.create_task(scheduler.run())
             await stop.wait()
             logger.info("router {} stops: {} jobs run", router, dispatcher.running)
+            drained_at = loop.time() + settings.router.drain_s
             scheduler.stop()
             intake_task.cancel()
-            await asyncio.wait({intake_task, scheduler_task})
-            await dispatcher.drain(settings.router.drain_s)
+            # Cancelled only where Redis hangs: what a lost claim began is swept when its lease runs out.
+            _, late = await asyncio.wait({intake_task, scheduler_task}, timeout=_LAST_CALLS_S)
+            for task in late:
+                task.cancel()
+            await dispatcher.drain(max(0.0, drained_at - loop.time()))
             for task in kept:
                 task.cancel()
+
+
+async def _leave(presence: Presence) -> None:
+    """Leave the list of services, unless Redis hangs: then the entry ages away."""
+    try:
+        async with asyncio.timeout(_LEAVE_S):
+            await presence.retire()
+    except TimeoutError:
+        logger.debug("not retired: Redis does not answer")
 
 
 async def _unless_stopped(task: asyncio.Task[list[str]], stop: asyncio.Event) -> bool:

@@ -8,14 +8,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import aiohttp
 from loguru import logger
 from pydantic import JsonValue, TypeAdapter
 
 from services.router.lease import LeaseEnd, keep_lease
 from shared.backends.completion import Completion, CompletionCall, complete
 from shared.backends.errors import BackendError
-from shared.config import JobSettings, RouterSettings
+from shared.backends.session import Sessions
+from shared.canonical import log_dispatch, shown_gpus
+from shared.config import Settings
 from shared.decision.snapshot import Model
 from shared.errors import StoreUnavailable
 from shared.outcomes import (
@@ -28,27 +29,38 @@ from shared.outcomes import (
     learned,
     result_of,
 )
+from shared.request_ids import at_backend
 from shared.store.jobs import JobStore
-from shared.store.records import FailOutcome, Failure, FinishOutcome
+from shared.store.records import FailOutcome, Failure, FinishOutcome, Head
 
 _BODY = TypeAdapter(dict[str, JsonValue])
 _AWAY_S = 0.2
-_HAND_OVER_S = 4.0
-"""For recording what was handed over; what Redis does not take by then is swept when its lease runs out."""
+_HAND_OVER_S = 1.0
+"""For recording what was handed over; what Redis does not take by then is swept when its lease runs out.
+
+With the default ``router.drain_s`` (8 s) a router has to be gone 10 s after it was told.
+"""
 _Answer = TypeVar("_Answer")
 
 
 @dataclass(eq=False, slots=True)
 class Attempt:
-    """One claimed attempt. ``deadline_in_s`` counts from the claim, on our own monotonic clock."""
+    """One claimed attempt. ``deadline_in_s`` counts from the claim, on our own monotonic clock.
+
+    ``queue_ms``: how long the job had waited, None if that can't be read. ``nobody_waits``: whether Redis
+    said so when its success was recorded.
+    """
 
     job_id: str
+    request_id: str
+    queue_ms: float | None
     attempt: int
     tries: int
     model: Model
     api_key: str | None
     body: str
     deadline_in_s: float
+    nobody_waits: bool = False
     renew_now: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -56,23 +68,22 @@ class Attempt:
 class Dispatcher:
     """The attempts that this router runs.
 
-    ``on_end`` is called after each, ``on_delay`` with the seconds that a retry has to wait.
+    ``on_end`` is called with each that is over, ``on_delay`` with the seconds that a retry has to
+    wait.
     """
 
     def __init__(
         self,
         jobs: JobStore,
-        session: aiohttp.ClientSession,
-        router: RouterSettings,
-        limits: JobSettings,
+        sessions: Sessions,
+        settings: Settings,
         *,
-        on_end: Callable[[], None],
+        on_end: Callable[[Attempt], None],
         on_delay: Callable[[float], None],
     ) -> None:
         self._jobs = jobs
-        self._session = session
-        self._router = router
-        self._limits = limits
+        self._sessions = sessions
+        self._settings = settings
         self._on_end = on_end
         self._on_delay = on_delay
         self._running: dict[str, tuple[Attempt, asyncio.Task[None]]] = {}
@@ -111,7 +122,7 @@ class Dispatcher:
         known = self._running.get(attempt.job_id)
         if known is not None and known[0] is attempt:
             del self._running[attempt.job_id]
-        self._on_end()
+        self._on_end(attempt)
 
     async def _run(self, attempt: Attempt) -> None:
         started = time.monotonic()
@@ -119,26 +130,35 @@ class Dispatcher:
         try:
             outcome = await self._attempt(attempt)
         except BackendError as error:
-            outcome = failure_of(error, attempt.tries, self._router)
+            outcome = failure_of(error, attempt.tries, self._settings.router)
         except Exception as error:  # a bug of ours must not leave a job running until its lease is swept
             logger.exception("job={} attempt={}: unexpected error", attempt.job_id, attempt.attempt)
-            outcome = crash(error, attempt.tries, self._router)
+            outcome = crash(error, attempt.tries, self._settings.router)
         ended = await self._record(attempt, outcome)
-        logger.info(
-            "dispatch job={} attempt={} model={} outcome={} dur_ms={:.0f}{}",
+        log_dispatch(
             attempt.job_id,
+            attempt.request_id,
             attempt.attempt,
             attempt.model.name,
+            shown_gpus(attempt.model.gpus),
             ended,
-            (time.monotonic() - started) * 1000,
-            f" {outcome.error_type}: {outcome.detail}" if isinstance(outcome, Failure) else "",
+            outcome,
+            queue_ms=attempt.queue_ms,
+            total_ms=(time.monotonic() - started) * 1000,
         )
 
     async def _attempt(self, attempt: Attempt) -> Completion | Failure | None:
         """Call the backend under the lease. None: the lease is lost, somebody else's job by now."""
-        work = asyncio.create_task(complete(self._session, self._call(attempt)))
+        session = self._sessions.of(attempt.model.backend)
+        work = asyncio.create_task(complete(session, self._call(attempt)))
         lease = asyncio.create_task(
-            keep_lease(self._jobs, attempt.job_id, attempt.attempt, self._router.lease_s, attempt.renew_now)
+            keep_lease(
+                self._jobs,
+                attempt.job_id,
+                attempt.attempt,
+                self._settings.router.lease_s,
+                attempt.renew_now,
+            )
         )
         released = asyncio.create_task(attempt.released.wait())
         try:
@@ -166,9 +186,10 @@ class Dispatcher:
             upstream_name=model.upstream_name,
             body=_BODY.validate_json(attempt.body),
             api_key=attempt.api_key,
-            connect_timeout_s=self._router.connect_timeout_s,
-            idle_timeout_s=self._router.idle_timeout_s,
-            max_result_bytes=self._limits.max_result_bytes,
+            request_id=at_backend(attempt.request_id, model.backend, attempt.job_id, attempt.attempt),
+            connect_timeout_s=self._settings.router.connect_timeout_s,
+            idle_timeout_s=self._settings.router.idle_timeout_s,
+            max_result_bytes=self._settings.jobs.max_result_bytes,
         )
 
     async def _record(self, attempt: Attempt, outcome: Completion | Failure | None) -> str:
@@ -189,7 +210,8 @@ class Dispatcher:
                 attempt.job_id, attempt.attempt, result=result, fields=fields, learned=values
             )
         )
-        return "succeeded" if ended is FinishOutcome.FINISHED else "stale"
+        attempt.nobody_waits = not ended.waiting
+        return "succeeded" if ended.outcome is FinishOutcome.FINISHED else "stale"
 
     async def _persist(self, write: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Repeat a replay-safe write until Redis answers: the work is done, only its record is missing."""
@@ -199,6 +221,12 @@ class Dispatcher:
             except StoreUnavailable as error:
                 logger.warning("an outcome waits for Redis: {}", error)
                 await asyncio.sleep(_AWAY_S)
+
+
+def queue_ms_of(head: Head, now_ms: int) -> float | None:
+    """How long this job has waited at ``now_ms`` of Redis' clock."""
+    submitted = head.fields.get("submitted_ms", "")
+    return float(max(0, now_ms - int(submitted))) if submitted.isdecimal() else None
 
 
 def api_key_of(name: str | None, environ: Mapping[str, str]) -> str | None:

@@ -18,6 +18,8 @@ from shared.store.streams import Follower
 
 _AWAY_S = 0.5
 _GATHER_S = 0.003
+_LEISURE_S = 0.01
+"""After events that changed nothing for us, such as those of jobs that an api started and ended by itself."""
 _SAMPLE_S = 0.05
 """Samples come from many GPUs and backends at once: one pass is enough for all of them."""
 _FREED_MOST_S = 0.02
@@ -51,35 +53,39 @@ class Following:
             try:
                 await self._follower.settle()
                 while True:
-                    for stream, entry in await self._follower.read():
-                        self._heed(stream, entry)
+                    entries = await self._follower.read()
+                    mattered = [self._heed(stream, entry) for stream, entry in entries]
                     # A job writes several events at once: read them together.
-                    await asyncio.sleep(_GATHER_S)
+                    await asyncio.sleep(_GATHER_S if any(mattered) else _LEISURE_S)
             except StoreUnavailable as error:
                 logger.debug("following waits for Redis: {}", error)
                 await asyncio.sleep(_AWAY_S)
                 self._wake.ring()
 
-    def _heed(self, stream: str, entry: StreamEntry) -> None:
+    def _heed(self, stream: str, entry: StreamEntry) -> bool:
+        """Act on an entry; whether it was of any consequence."""
         if stream != self._keys.events:
             self._wake.ring(0.0 if stream == self._keys.control else _SAMPLE_S)
-            return
+            return True
         kind = entry.fields.get("type")
         if kind == JobEvent.CANCEL_REQUESTED:
             self._dispatcher.check_lease(entry.fields.get("job_id", ""))
-        elif kind in _FREEING:
-            self._heed_freed(entry.fields)
+            return True
+        return kind in _FREEING and self._heed_freed(entry.fields)
 
-    def _heed_freed(self, fields: Mapping[str, str]) -> None:
+    def _heed_freed(self, fields: Mapping[str, str]) -> bool:
         delay_ms = fields.get("delay_ms", "")
         if "attached_to" in fields and delay_ms.isdecimal():
             # Our own dispatcher rings for what it delays; an api that delays a job has no alarm to ring.
             self._due.ring(int(delay_ms) / 1000)
+        if fields.get("waiting") == "0":
+            return False  # nobody waits for what it left; who comes later finds it
         if fields.get("router") != self._router:
             self._wake.ring(random.uniform(0.0, _FREED_MOST_S))
         elif "attached_to" in fields:
             # What our own dispatcher ends wakes us by itself; what an api ends for us does not.
             self._wake.ring()
+        return True
 
 
 def positions(keys: Keys) -> dict[str, str]:

@@ -12,9 +12,11 @@ from loguru import logger
 from shared.config import Settings
 from shared.errors import InvalidRequest, StoreUnavailable
 from shared.jobs import parse_entry
+from shared.request_ids import taken
+from shared.states import JobState
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore, raw_fields
-from shared.store.records import AdmitOutcome, StreamEntry
+from shared.store.records import AdmitOutcome, Head, StreamEntry
 from shared.store.streams import Intake
 from shared.submission import check_known, new_job
 
@@ -25,20 +27,30 @@ _RECLAIM_IDLE_MS = 10_000
 _FORGET_IDLE_MS = 3_600_000
 _AWAY_S = 0.5
 _GATHER_S = 0.02
+_LAST_ACKS_S = 1.0
+_LEISURE_S = 0.005
 REQUEST_TYPE = "job.request"
 
 
 class IntakeLoop:
-    """Reads requests through the consumer group and persists them before they are acked."""
+    """Reads requests through the consumer group and persists them before they are acked.
+
+    ``offer`` is told that some came: those that say all that a decision needs, or none.
+    """
 
     def __init__(
-        self, intake: Intake, jobs: JobStore, fleet: FleetStore, settings: Settings, wake: Callable[[], None]
+        self,
+        intake: Intake,
+        jobs: JobStore,
+        fleet: FleetStore,
+        settings: Settings,
+        offer: Callable[[Sequence[Head]], None],
     ) -> None:
         self._intake = intake
         self._jobs = jobs
         self._fleet = fleet
         self._settings = settings
-        self._wake = wake
+        self._offer = offer
         self._reclaim_at = 0.0
         self._accepted: list[StreamEntry] = []
         self._arrived = asyncio.Event()
@@ -54,8 +66,12 @@ class IntakeLoop:
             try:
                 await self._start()
                 while True:
-                    await self._settle(await self._intake.read(_BATCH))
+                    entries = await self._intake.read(_BATCH)
+                    await self._settle(entries)
                     await self._reclaim()
+                    if entries and all(map(_runs_already, entries)):
+                        # Nothing to do for any of them: read what follows in fewer, larger pieces.
+                        await asyncio.sleep(_LEISURE_S)
             except StoreUnavailable as error:
                 logger.warning("intake waits for Redis: {}", error)
                 await asyncio.sleep(_AWAY_S)
@@ -81,7 +97,8 @@ class IntakeLoop:
         if not entries:
             return
         # What an api submitted waits in its queue already: it may be dispatched before its entry is acked.
-        self._wake()
+        if not all(map(_runs_already, entries)):
+            self._offer([_head(entry) for entry in entries if _can_be_decided_on(entry)])
         self._accepted += [entry for entry in entries if "job_id" in entry.fields]
         self._arrived.set()
         for entry in entries:
@@ -102,8 +119,10 @@ class IntakeLoop:
                     self._arrived.set()
                     await asyncio.sleep(_AWAY_S)
         finally:
-            with suppress(StoreUnavailable):
-                await self._settle_accepted()
+            # Told to stop: what a hanging Redis does not take in time is read again by another router.
+            with suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(_LAST_ACKS_S):
+                    await self._settle_accepted()
 
     async def _settle_accepted(self) -> None:
         while batch := {entry.id: entry for entry in self._accepted[:_BATCH]}:
@@ -130,7 +149,7 @@ class IntakeLoop:
                 raise InvalidRequest("v", f"must be 1, not {fields['v'][:100]!r}")
             request = parse_entry(fields)
             check_known(request, await self._fleet.registrations())
-            job = new_job(request, self._settings, f"x-{entry.id}")
+            job = new_job(request, self._settings, f"x-{entry.id}", taken(fields.get("request_id")))
         except InvalidRequest as error:
             await self._jobs.admit_dead(entry.id, str(error), fields)
             logger.warning("request entry {} is a dead letter: {}", entry.id, error)
@@ -140,4 +159,19 @@ class IntakeLoop:
         )
         if outcome is AdmitOutcome.DEAD:
             logger.warning("request entry {} is a dead letter: {}", entry.id, detail)
-        self._wake()
+        self._offer(())
+
+
+def _can_be_decided_on(entry: StreamEntry) -> bool:
+    return "job_id" in entry.fields and "priority" in entry.fields and not _runs_already(entry)
+
+
+def _head(entry: StreamEntry) -> Head:
+    """What submit.lua wrote of a job, as a look at its queue would show it."""
+    fields = entry.fields
+    return Head(fields["job_id"], {**fields, "submitted_ms": fields.get("ts_ms", "")})
+
+
+def _runs_already(entry: StreamEntry) -> bool:
+    """Whether the api that accepted this job started it in the same step."""
+    return entry.fields.get("state") == JobState.RUNNING

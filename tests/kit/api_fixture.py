@@ -40,12 +40,13 @@ from shared.store.server import EmbeddedRedis
 from shared.store.streams import Follower, read_range
 from tests.kit.configs import free_ports, simulated_model
 from tests.kit.redis_fixture import free_port, redis_reply
+from tests.kit.store_dump import Dump
 from tests.kit.store_fixture import Store, open_store
 
 BOUND = 30
 MAX_WAIT_S = 20
 MAX_BODY_BYTES = 16 * 2**20
-_START_S = 20.0
+_START_S = 60.0
 
 
 def api_config(redis_url: str, directory: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,6 +202,7 @@ def state_on(store: Store, config: Mapping[str, Any]) -> ApiState:
     gateway = Gateway(
         settings,
         store.jobs,
+        store.fleet,
         registry,
         presence,
         usable,
@@ -226,7 +228,7 @@ def state_on(store: Store, config: Mapping[str, Any]) -> ApiState:
 
 async def hear(events: Subscription, kind: str) -> None:
     """Wait until a subscription brings an event of this type."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             entry = await events.next(60)
             if entry is not None and entry.fields["type"] == kind:
@@ -237,6 +239,11 @@ async def end(task: asyncio.Task[None]) -> None:
     """Cancel a task and wait until it is over."""
     task.cancel()
     await asyncio.wait({task})
+
+
+async def at_rest(store: Store) -> Dump:
+    """What Redis holds, without the heartbeats that a running api writes whatever it is asked."""
+    return (await store.dump()).without(store.keys.services)
 
 
 @asynccontextmanager

@@ -103,6 +103,8 @@ async def desk(
 ) -> AsyncIterator[Desk]:
     """An api that serves the models of ``api_config`` (alpha, beta), taken for alive however slow it is."""
     config = api_config(store.url, directory, **sections)
+    # Whatever it would decide, it is the test that decides.
+    config["api"] = {"fast_path": False, **config["api"]}
     state = state_on(store, {**config, "models": list(models) or config["models"]})
     await state.registry.publish()
     instance, _, boot = state.gateway.holder.rpartition(".")

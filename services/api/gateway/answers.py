@@ -17,8 +17,9 @@ from services.api.gateway.pieces import Ending, Events, Renamer, aborted, error_
 from shared.backends.completion import Completion, CompletionCall, complete
 from shared.backends.errors import Broken
 from shared.backends.relay import RelayedCall, open_call, settle
-from shared.backends.session import backend_errors
+from shared.backends.session import Sessions, backend_errors
 from shared.config import Settings
+from shared.request_ids import at_backend
 from shared.states import BackendType
 from shared.store.grants import Grant
 
@@ -35,7 +36,7 @@ class Answer:
     monotonic time at which the backend had delivered it; it answers with the headers to send.
     """
 
-    session: aiohttp.ClientSession
+    sessions: Sessions
     settings: Settings
     ask: Ask
     client: Client
@@ -49,15 +50,24 @@ class Answer:
         if ask.endpoint.aggregates and not ask.stream and self.grant.backend is BackendType.LLAMA_CPP:
             return await self._put_together()
         started = _now()
-        async with open_call(self.session, self._call()) as response:
+        async with open_call(self._session, self._call()) as response:
             if ask.stream and response.content_type == _EVENT_STREAM:
                 return await self._relay(response, started)
             return await self._pass_on(response, started)
 
     @property
+    def _session(self) -> aiohttp.ClientSession:
+        return self.sessions.of(self.grant.backend)
+
+    @property
     def _api_key(self) -> str | None:
         name = self.grant.api_key_env
         return os.environ.get(name) if name else None
+
+    @property
+    def _request_id(self) -> str:
+        grant = self.grant
+        return at_backend(self.ask.request_id, grant.backend, grant.job_id, grant.attempt)
 
     def _call(self) -> RelayedCall:
         router = self.settings.router
@@ -68,6 +78,7 @@ class Answer:
             api_key=self._api_key,
             connect_timeout_s=router.connect_timeout_s,
             idle_timeout_s=router.idle_timeout_s,
+            request_id=self._request_id,
         )
 
     def _renamer(self) -> Renamer | None:
@@ -86,8 +97,9 @@ class Answer:
             connect_timeout_s=router.connect_timeout_s,
             idle_timeout_s=router.idle_timeout_s,
             max_result_bytes=self.settings.jobs.max_result_bytes,
+            request_id=self._request_id,
         )
-        completion = await complete(self.session, call)
+        completion = await complete(self._session, call)
         ended = _now()
         response = completion.response
         if response.get("model") == self.grant.upstream_name:

@@ -19,6 +19,7 @@ from services.api.gateway import refusals
 from services.api.gateway.dialects import Endpoint
 from services.api.gateway.refusals import Refusal, invalid
 from services.api.gateway.room import Share
+from services.api.request_id import request_id_of
 from shared.config import Settings
 from shared.jobs import ANY_AGENT, AUTO
 from shared.states import Mode
@@ -58,6 +59,7 @@ class Ask:
     mode: Mode | None
     deadline_s: float | None
     access: Access | None
+    request_id: str
 
     @property
     def target(self) -> str:
@@ -110,6 +112,7 @@ async def read_ask(
         mode=_mode(headers.get(b"x-mode")),
         deadline_s=_deadline(headers.get(b"x-deadline-s")),
         access=access_of(scope),
+        request_id=request_id_of(scope),
     )
 
 
@@ -133,6 +136,7 @@ def attached_job(ask: Ask, settings: Settings, job_id: str, holder: str) -> NewJ
         "max_attempts": str(defaults.max_attempts),
         "caller": caller or "",
         "metadata": "",
+        "request_id": ask.request_id,
     }
     return NewJob(
         id=job_id,

@@ -11,7 +11,7 @@ from shared.jobs import AUTO
 from shared.registry import Registration
 
 OWNER = "gpu-orchestrator"
-"""Who owns ``auto``; a model is owned by the kind of server that serves it."""
+"""Who owns ``auto``; a model is owned by the kind of server that serves it, once that is known."""
 
 
 class Catalog:
@@ -50,7 +50,10 @@ class Catalog:
     def entries(self) -> list[Mapping[str, JsonValue]]:
         """OpenAI's list: every public name, ``auto``, and ``auto:`` with every agent type."""
         autos = [AUTO, *(f"{AUTO}:{agent}" for agent in self._agents)]
-        found = [_entry(name, entry.backend.value) for name, entry in self._public.items()]
+        found = [
+            _entry(name, OWNER if entry.backend is None else entry.backend.value)
+            for name, entry in self._public.items()
+        ]
         return found + [_entry(name, OWNER) for name in autos]
 
     def entry(self, model_id: str) -> Mapping[str, JsonValue] | None:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
-import aiohttp
 from loguru import logger
 
-from services.api.full import limit_reached
 from services.api.gateway import refusals
 from services.api.gateway.answers import Answer
-from services.api.gateway.asks import Ask, attached_job
+from services.api.gateway.asks import Ask
 from services.api.gateway.client import Client, Headers, Patience
-from services.api.gateway.leases import Leases
-from services.api.gateway.lines import Attempt, JobEnded, Line, Switchboard
+from services.api.gateway.lines import Attempt, JobEnded, Line
 from services.api.gateway.outcomes import (
     SILENT,
     Cut,
@@ -25,18 +20,18 @@ from services.api.gateway.outcomes import (
     refusal_of_cut,
     result_of,
 )
-from services.api.gateway.redis_away import STORE_TIMEOUT_S, persist
+from services.api.gateway.parts import Parts
+from services.api.gateway.redis_away import persist
 from services.api.gateway.refusals import Refusal
 from services.api.gateway.standing import decision_headers, standing
-from services.api.gateway.unheard import Unheard
+from services.api.gateway.submission import submit
 from shared import outcomes
 from shared.backends.completion import Completion
 from shared.backends.errors import BackendError, Rejected
-from shared.config import Settings
+from shared.canonical import log_dispatch
 from shared.errors import StoreUnavailable
 from shared.states import JobState
-from shared.store.jobs import JobStore
-from shared.store.records import CancelOutcome, FailOutcome, Failure, SubmitOutcome
+from shared.store.records import CancelOutcome, FailOutcome, Failure, FinishOutcome
 from shared.submission import new_job_id
 
 _ENDED_AS = {
@@ -44,20 +39,6 @@ _ENDED_AS = {
     FailOutcome.CANCELLED: JobState.CANCELLED,
     FailOutcome.EXPIRED: JobState.EXPIRED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What all exchanges of an api share. ``holder`` is the name that its jobs are attached to."""
-
-    settings: Settings
-    jobs: JobStore
-    session: aiohttp.ClientSession
-    board: Switchboard
-    leases: Leases
-    unheard: Unheard
-    holder: str
-    public_name: Callable[[str], str]
 
 
 class Exchange:
@@ -74,6 +55,8 @@ class Exchange:
         self._submitted_at = started
         self._called_at = started
         self._patience: Patience | None = None
+        self._outcome = "lost"
+        self._completion: Completion | None = None
         self.client = client
 
     @property
@@ -145,22 +128,8 @@ class Exchange:
             await self._patience.stop()
 
     async def _submit(self) -> None:
-        settings = self._parts.settings
-        job = attached_job(self._ask, settings, self._line.job_id, self._parts.holder)
-        # Should it be accepted without our hearing of it, it is cancelled behind us; a grant is given back.
-        self._settled = True
-        try:
-            async with asyncio.timeout(STORE_TIMEOUT_S):
-                submitted = await self._parts.jobs.submit(job, bound=settings.queue.bound)
-        except (TimeoutError, asyncio.CancelledError) as error:
-            self._parts.unheard.cancel(self._line.job_id)
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            raise StoreUnavailable("it does not answer in time") from None
-        if submitted.outcome is SubmitOutcome.LIMITED and job.limits is not None:
-            raise refusals.key_limit(*limit_reached(job.limits, submitted))
-        if submitted.outcome is SubmitOutcome.FULL:
-            raise refusals.queue_full(settings.queue.bound, submitted.ended_per_s)
+        self._settled = True  # until it is known to be accepted
+        await submit(self._parts, self._ask, self._line)
         self._settled = False
         self._submitted_at = time.monotonic()
 
@@ -186,12 +155,11 @@ class Exchange:
 
         parts, grant = self._parts, attempt.grant
         public = self._ask.named or parts.public_name(grant.model)
-        return Answer(parts.session, parts.settings, self._ask, self.client, grant, public, ready)
+        return Answer(parts.sessions, parts.settings, self._ask, self.client, grant, public, ready)
 
     async def _over(self, attempt: Attempt, error: BackendError) -> bool:
         """A failed attempt: False if the job waits for another one. Raises ``Refusal``."""
         router = self._parts.settings.router
-        logger.info("job={} attempt={} failed: {}", self._line.job_id, attempt.grant.attempt, error)
         if self.client.answered:
             await self.client.refuse(refusals.of_backend(error))
             await self._fail(attempt, broken_off(error))
@@ -224,16 +192,21 @@ class Exchange:
             jobs, grant = self._parts.jobs, attempt.grant
             outcome = await persist(lambda: jobs.fail(grant.job_id, grant.attempt, failure))
         self._settled = True
-        self._parts.leases.drop(attempt)
+        self._drop(attempt)
         self._line.failed(attempt)
+        self._log(attempt, outcome.value.lower(), failure)
         return outcome
+
+    def _drop(self, attempt: Attempt) -> None:
+        self._parts.leases.drop(attempt)
+        self._parts.fast.pictures.left(attempt.grant.model)
 
     async def _succeed(self, completion: Completion | None) -> None:
         attempt = self._line.attempt
         if completion is None or attempt is None or attempt.lost:
             return
         jobs, grant = self._parts.jobs, attempt.grant
-        await persist(
+        ended = await persist(
             lambda: jobs.finish(
                 grant.job_id,
                 grant.attempt,
@@ -242,7 +215,8 @@ class Exchange:
                 learned=outcomes.learned(completion),
             )
         )
-        logger.debug("job={} model={} succeeded", grant.job_id, grant.model)
+        self._completion = completion
+        self._outcome = "succeeded" if ended.outcome is FinishOutcome.FINISHED else "stale"
 
     async def _end_by(self, cut: Cut) -> None:
         ended = self._line.ended
@@ -294,5 +268,23 @@ class Exchange:
 
     def _close(self) -> None:
         self._parts.board.close(self._line)
-        if self._line.attempt is not None:
-            self._parts.leases.drop(self._line.attempt)
+        attempt = self._line.attempt
+        if attempt is not None:
+            self._drop(attempt)
+            self._log(attempt, self._outcome, self._completion)
+
+    def _log(self, attempt: Attempt, outcome: str, told: Completion | Failure | None) -> None:
+        grant = attempt.grant
+        log_dispatch(
+            grant.job_id,
+            self._ask.request_id,
+            grant.attempt,
+            grant.model,
+            grant.gpu or "unknown",
+            outcome,
+            told,
+            queue_ms=max(0.0, attempt.granted_at - self._submitted_at) * 1000,
+            total_ms=(time.monotonic() - self._called_at) * 1000,
+            code=grant.code,
+            reason=grant.reason,
+        )

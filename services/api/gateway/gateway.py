@@ -15,19 +15,22 @@ from services.api.gateway.asks import Ask, ClientLeft, read_ask
 from services.api.gateway.catalog import Catalog
 from services.api.gateway.client import Client
 from services.api.gateway.dialects import Endpoint
-from services.api.gateway.exchange import Exchange, Parts
+from services.api.gateway.exchange import Exchange
+from services.api.gateway.fastpath import FastPath
 from services.api.gateway.leases import Leases
-from services.api.gateway.lines import Switchboard
+from services.api.gateway.lines import Attempt, Line, Switchboard
 from services.api.gateway.outcomes import Cut, failure_of_cut
+from services.api.gateway.parts import Parts
 from services.api.gateway.redis_away import STORE_TIMEOUT_S, persist
 from services.api.gateway.refusals import Refusal
 from services.api.gateway.room import Room
 from services.api.gateway.unheard import Unheard
 from services.api.registry import Registry
-from shared.backends.session import open_session
+from shared.backends.session import open_sessions
 from shared.config import Settings
 from shared.errors import StoreUnavailable
 from shared.presence import Presence
+from shared.store.fleet import FleetStore
 from shared.store.grants import Grant, Grants
 from shared.store.jobs import JobStore
 
@@ -47,6 +50,7 @@ class Gateway:
         self,
         settings: Settings,
         jobs: JobStore,
+        fleet: FleetStore,
         registry: Registry,
         presence: Presence,
         usable: asyncio.Event,
@@ -54,6 +58,7 @@ class Gateway:
     ) -> None:
         self._settings = settings
         self._jobs = jobs
+        self._fleet = fleet
         self._registry = registry
         self._presence = presence
         self._usable = usable
@@ -89,20 +94,27 @@ class Gateway:
         """Until cancelled."""
         await self._usable.wait()
         leases = Leases(self._jobs, self._settings.router.lease_s)
-        board = Switchboard(leases.keep, self._give_back)
+        fast = FastPath(self._jobs, self._fleet, self._settings, self._presence.instance)
+
+        def accept(line: Line, attempt: Attempt) -> None:
+            fast.pictures.took(attempt.grant.model)
+            leases.keep(line, attempt)
+
+        board = Switchboard(accept, self._give_back)
         holder = self.holder
         async with (
             aclosing(self._unheard),
-            open_session() as session,
+            open_sessions() as sessions,
             asyncio.TaskGroup() as group,
         ):
             self._parts = Parts(
                 self._settings,
                 self._jobs,
-                session,
+                sessions,
                 board,
                 leases,
                 self._unheard,
+                fast,
                 holder,
                 lambda name: self._known().public_name(name),
             )
@@ -183,13 +195,12 @@ class Gateway:
         await persist(lambda: self._jobs.fail(grant.job_id, grant.attempt, failure_of_cut(Cut.GONE)))
 
     async def _look_for_stalled(self) -> None:
-        patience_s = self._settings.router.idle_timeout_s
         while True:
             looked = time.monotonic()
             await asyncio.sleep(_LOOK_S)
             if time.monotonic() - looked > 2 * _LOOK_S:
                 continue  # this process stood still itself: what its clients took is not known yet
-            before = time.monotonic() - patience_s
+            before = time.monotonic() - self._settings.router.idle_timeout_s
             for exchange in list(self._exchanges):
                 since = exchange.client.sending_since
                 if since is not None and since < before:

@@ -120,6 +120,12 @@ class Switchboard:
         """Nobody waits for this job any more."""
         self._lines.pop(line.job_id, None)
 
+    def started(self, line: Line, grant: Grant, asked_at: float) -> None:
+        """A job that this api started itself; ``asked_at`` (monotonic): before the call that did it."""
+        attempt = Attempt(grant, time.monotonic(), asked_at)
+        self._accept(line, attempt)
+        line.grant(attempt)
+
     async def run(self, grants: Grants) -> None:
         """Read until cancelled; while Redis is away nothing is missed, since the position is kept."""
         unread_since = time.monotonic()

@@ -6,6 +6,8 @@ import asyncio
 
 from loguru import logger
 
+from services.api.gateway.fastpath import FIRST_ATTEMPT
+from services.api.gateway.outcomes import Cut, failure_of_cut
 from services.api.gateway.redis_away import persist
 from shared.store.jobs import SUBMIT_PATIENCE_S, JobStore
 from shared.store.records import CancelOutcome
@@ -40,6 +42,9 @@ class Unheard:
         if outcome is CancelOutcome.UNKNOWN:
             await asyncio.sleep(_SUBMITTED_BY_S)
             outcome = await self._once(job_id)
+        if outcome is CancelOutcome.REQUESTED:
+            # Started at once, by our own decision: its grant was in the reply that nobody heard.
+            await persist(lambda: self._jobs.fail(job_id, FIRST_ATTEMPT, failure_of_cut(Cut.GONE)))
         logger.debug("job={} was given up while it was submitted: {}", job_id, outcome)
 
     async def _once(self, job_id: str) -> CancelOutcome:

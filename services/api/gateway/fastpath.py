@@ -1,0 +1,103 @@
+"""Deciding here for a request that nobody waits in front of: one call to Redis starts its job."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from shared.config import Settings
+from shared.decision.routing import decide
+from shared.decision.snapshot import Decision, Model
+from shared.placement.orders import FIRST_LEASE_S, claim_order
+from shared.placement.picture import Pictures
+from shared.snapshots import request_of
+from shared.states import Action
+from shared.store.fleet import FleetStore
+from shared.store.grants import Grant
+from shared.store.jobs import JobStore
+from shared.store.records import ClaimOrder, Head, NewJob, SubmitOutcome, Submitted
+
+FIRST_ATTEMPT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A decision, the order that carries it out, and what its request is granted if Redis agrees."""
+
+    order: ClaimOrder
+    decision: Decision
+    model: Model
+    api_key_env: str | None
+
+    def grant(self, now_ms: int) -> Grant:
+        """What the routers would have told; ``now_ms``: Redis' time when it was started."""
+        return Grant(
+            job_id=self.order.job_id,
+            attempt=FIRST_ATTEMPT,
+            tries=0,
+            model=self.model.name,
+            backend=self.model.backend,
+            url=self.model.url,
+            upstream_name=self.model.upstream_name,
+            api_key_env=self.api_key_env,
+            gpu=",".join(self.model.gpus),
+            code=self.decision.code,
+            reason=self.decision.reason,
+            estimated_duration_ms=self.decision.estimated_duration_ms,
+            granted_ms=now_ms,
+        )
+
+
+class FastPath:
+    """Decides as a router would (docs/adr/0017). ``decider`` is what decisions name as their ``router``."""
+
+    def __init__(self, jobs: JobStore, fleet: FleetStore, settings: Settings, decider: str) -> None:
+        self._jobs = jobs
+        self._settings = settings
+        self._decider = decider
+        self._lease_ms = round(min(settings.router.lease_s, FIRST_LEASE_S) * 1000)
+        self.pictures = Pictures(fleet, settings)
+
+    async def submit(self, job: NewJob, *, bound: int) -> tuple[Submitted, Start | None]:
+        """Accept a job as ``JobStore.submit`` does; its start, where it was started at once.
+
+        Raises ``StoreUnavailable``.
+        """
+        start = await self._decide(job)
+        if start is None:
+            return await self._jobs.submit(job, bound=bound), None
+        # While it is under way it counts in the decisions of others.
+        self.pictures.took(start.model.name)
+        try:
+            submitted = await self._jobs.submit(job, bound=bound, start=start.order)
+        finally:
+            self.pictures.left(start.model.name)
+        if submitted.outcome is SubmitOutcome.STARTED:
+            return submitted, start
+        self.pictures.refused()
+        return submitted, None
+
+    async def _decide(self, job: NewJob) -> Start | None:
+        if not self._settings.api.fast_path or self.pictures.rest:
+            return None
+        picture = await self.pictures.fresh()
+        now_ms = picture.view.now_ms
+        head = Head(job.id, {**job.fields, "deadline_ms": str(now_ms + job.deadline_in_ms)})
+        request = request_of(head, now_ms)
+        decision = decide(picture.snapshot, request)
+        model = decision.model
+        if decision.action is not Action.DISPATCH or model is None:
+            return None
+        entry = picture.models[model.name]
+        order = claim_order(
+            job.id,
+            secrets.token_hex(8),
+            self._decider,
+            self._lease_ms,
+            decision,
+            model,
+            picture.snapshot,
+            request,
+            registration=entry.stored,
+        )
+        return Start(order, decision, model, entry.registration.api_key_env)
