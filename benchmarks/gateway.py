@@ -28,13 +28,11 @@ from benchmarks.gateway_parts.processes import (
     Unavailable,
     free_ports,
     machine_cpu_s,
-    pinned,
     usage,
 )
 from benchmarks.gateway_parts.tables import markdown, plain
 from shared.process import ChildProcess
 
-_STUB_S = 10.0
 _SETTLE_S = 5.0
 _SETTLE_LOOK_S = 0.2
 _SETTLED_CPU_S = 0.03
@@ -71,15 +69,7 @@ def _bench(stack: ExitStack, directory: Path) -> Bench:
     program, load = build(directory, "stub"), build(directory, "load")
     stub = ChildProcess("stub", [str(program), str(port)], directory / "stub.out")
     bench = Bench(directory, peers_directory(), cores, stub, port, load, stack)
-    stack.callback(stub.stop, 5.0)
-    with pinned(cores.stub):
-        stub.launch()
-    deadline = time.monotonic() + _STUB_S
-    while stub.last_lines() != ["ready"]:
-        bench.require_stub()
-        if time.monotonic() > deadline:
-            raise StubDied(f"the stub is not ready after {_STUB_S:g} s")
-        time.sleep(0.01)
+    bench.launch_stub()
     return bench
 
 

@@ -239,8 +239,8 @@ static void report(double wall_s)
     printf("{\"answered\": %ld, \"completed\": %ld, \"marks\": %ld, \"errors\": %ld, \"unfinished\": %d", answered,
         completed, marks, errors, active);
     printf(", \"cpu_s\": %.4f, \"wall_s\": %.4f", cpu_s, wall_s);
-    print_quantiles("total_ms", &totals);
-    print_quantiles("first_ms", &firsts);
+    print_quantiles(stdout, "total_ms", &totals);
+    print_quantiles(stdout, "first_ms", &firsts);
     printf("}\n");
     if (complaint[0])
         fprintf(stderr, "load: %ld errors, the first: %s\n", errors, complaint);

@@ -100,7 +100,7 @@ class Load:
         return asdict(self)
 
 
-def build(directory: Path, name: str) -> Path:
+def build(directory: Path, name: str, sources: Path = SOURCES) -> Path:
     """Compile ``name``.c; the program's path. Raises ``NoCompiler``."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
@@ -110,7 +110,7 @@ def build(directory: Path, name: str) -> Path:
         )
     program = directory / name
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    source = SOURCES / f"{name}.c"
+    source = sources / f"{name}.c"
     subprocess.run([compiler, "-O2", *warnings, "-o", str(program), str(source)], check=True)
     return program
 

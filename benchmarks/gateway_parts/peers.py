@@ -1,4 +1,4 @@
-"""Installs the other gateways, each pinned and in an environment of its own below ``.venv-peers``."""
+"""Installs the peers of the benchmarks, pinned, in environments of their own below ``.venv-peers``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,20 @@ def peer_programs(directory: Path, name: str) -> Path:
 
     Raises ``Unavailable`` where it cannot be installed (no network, no wheel for this machine).
     """
-    wanted, home = VERSIONS[name], directory / name
-    mark = home / "installed"
-    if mark.exists() and mark.read_text() == wanted:
+    wanted = VERSIONS[name]
+    return installed(directory, name, wanted, mark=wanted)
+
+
+def installed(directory: Path, name: str, *arguments: str, mark: str) -> Path:
+    """The ``bin`` of the environment ``name``, made by ``pip install`` with these arguments if need be.
+
+    ``mark`` says what is in it: with another one than last time it is made anew. Raises ``Unavailable``.
+    """
+    home = directory / name
+    marked, said = home / "installed", " ".join(arguments)
+    if marked.exists() and marked.read_text() == mark:
         return home / "bin"
-    print(f"installing {wanted} into {home} ...", file=sys.stderr, flush=True)
+    print(f"installing {said} into {home} ...", file=sys.stderr, flush=True)
     directory.mkdir(parents=True, exist_ok=True)
     # Nobody wants these in a commit, whatever the checkout ignores.
     (directory / ".gitignore").write_text("*\n")
@@ -36,16 +45,16 @@ def peer_programs(directory: Path, name: str) -> Path:
     venv.create(home, with_pip=True)
     try:
         done = subprocess.run(
-            [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", wanted],
+            [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments],
             capture_output=True,
             text=True,
             timeout=_INSTALL_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"{wanted} was not installed within {_INSTALL_S:.0f} s") from None
+        raise Unavailable(f"{said} was not installed within {_INSTALL_S:.0f} s") from None
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise Unavailable(f"{wanted} cannot be installed: {last}")
-    mark.write_text(wanted)
+        raise Unavailable(f"{said} cannot be installed: {last}")
+    marked.write_text(mark)
     return home / "bin"

@@ -1,10 +1,11 @@
-"""Processes of the gateway benchmark: where they run, what they use, and that all of them end."""
+"""Processes of the benchmarks: where they run, what they use, and that all of them end."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from shared.process import ChildProcess, describe_exit
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_STUB_S = 10.0
 
 
 class Unavailable(Exception):
@@ -69,6 +71,18 @@ class Bench:
         status = self.stub.poll()
         if status is not None:
             raise StubDied(f"the stub died ({describe_exit(status)}): {' '.join(self.stub.last_lines(3))}")
+
+    def launch_stub(self) -> None:
+        """Start the stub on its core and wait until it says that it is ready; raises ``StubDied``."""
+        self.exit.callback(self.stub.stop, 5.0)
+        with pinned(self.cores.stub):
+            self.stub.launch()
+        deadline = time.monotonic() + _STUB_S
+        while self.stub.last_lines() != ["ready"]:
+            self.require_stub()
+            if time.monotonic() > deadline:
+                raise StubDied(f"the stub is not ready after {_STUB_S:g} s")
+            time.sleep(0.01)
 
     def start(
         self, name: str, argv: Sequence[object], environ: Mapping[str, str] | None = None

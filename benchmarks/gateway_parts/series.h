@@ -31,16 +31,16 @@ static int compare(const void *one, const void *other)
     return (first > second) - (first < second);
 }
 
-static void print_quantiles(const char *name, series *kept)
+static void print_quantiles(FILE *out, const char *name, series *kept)
 {
     qsort(kept->values, kept->used, sizeof *kept->values, compare);
-    printf(", \"%s\": [", name);
+    fprintf(out, ", \"%s\": [", name);
     for (int share = 50; share <= 99; share += 49) {
         size_t at = kept->used * (size_t)share / 100;
         if (kept->used)
-            printf("%s%.4f", share > 50 ? ", " : "", kept->values[at < kept->used ? at : kept->used - 1]);
+            fprintf(out, "%s%.4f", share > 50 ? ", " : "", kept->values[at < kept->used ? at : kept->used - 1]);
     }
-    printf("]");
+    fprintf(out, "]");
 }
 
 #endif

@@ -55,7 +55,7 @@ def plain(results: Results) -> dict[str, Any]:
 
 
 def _answers(results: Results) -> list[str]:
-    rows = _head(
+    rows = head(
         "JSON answers", "p50 at 1, ms", "added p50 at 1", "added p99 at 1", "requests/s at 1",
         "added p50 at 16", "added p99 at 16", "requests/s at 16",
     )  # fmt: skip
@@ -64,12 +64,12 @@ def _answers(results: Results) -> list[str]:
         for measure in ("json_1", "json_16"):
             cells += [_added(results, measure, name, value) for value in (p50, p99)]
             cells.append(_count(results.figure(measure, name, rate)))
-        rows.append(_row(cells))
+        rows.append(row(cells))
     return rows
 
 
 def _streams(results: Results) -> list[str]:
-    rows = _head(
+    rows = head(
         "streams", "first token at 1, ms", "added at 1", "first token at 16", "added at 16",
         "its p99 at 16", "chunks/s at 32", "of nginx's",
     )  # fmt: skip
@@ -80,7 +80,7 @@ def _streams(results: Results) -> list[str]:
         cells.append(_ms(results.figure("stream_16", name, lambda load: load.first_p99)))
         cells.append(_count(results.figure("chunks_32", name, tokens)))
         cells.append(_times(results.against("chunks_32", name, "nginx", tokens)))
-        rows.append(_row(cells))
+        rows.append(row(cells))
     return rows
 
 
@@ -89,18 +89,18 @@ def _added(results: Results, measure: str, name: str, value: Value) -> str:
 
 
 def _costs(results: Results) -> list[str]:
-    rows = _head("cost", "CPU ms a request at 16", "by process", "RSS after the load, MB", "by process")
+    rows = head("cost", "CPU ms a request at 16", "by process", "RSS after the load, MB", "by process")
     for name, label in results.labels.items():
         cpu, rss = results.cpu_ms(name), results.rss_mb(name)
         if name == "direct":
             continue
         cells = [label, f"{sum(cpu.values()):.3f}" if cpu else "-", _parts(cpu, ".3f")]
-        rows.append(_row([*cells, f"{sum(rss.values()):.0f}", _parts(rss, ".0f")]))
+        rows.append(row([*cells, f"{sum(rss.values()):.0f}", _parts(rss, ".0f")]))
     return rows
 
 
 def _ratios(results: Results) -> list[str]:
-    rows = _head(
+    rows = head(
         "ratios", "added p50 at 1: x nginx's", "LiteLLM's /", "requests/s at 16: x direct", "x nginx",
         "x LiteLLM", "CPU a request: x nginx's", "LiteLLM's /",
     )  # fmt: skip
@@ -113,14 +113,14 @@ def _ratios(results: Results) -> list[str]:
         rates = [results.against("json_16", name, other, rate) for other in ("direct", "nginx", "litellm")]
         cells = [ratio(added[name], added["nginx"]), ratio(added["litellm"], added[name]), *rates]
         cells += [ratio(cpu[name], cpu["nginx"]), ratio(cpu["litellm"], cpu[name])]
-        rows.append(_row([label, *map(_times, cells)]))
+        rows.append(row([label, *map(_times, cells)]))
     return rows
 
 
 def _aims(results: Results, name: str) -> list[str]:
-    rows = _head(f"aims: {results.labels[name]}", "measured", "")
+    rows = head(f"aims: {results.labels[name]}", "measured", "")
     verdicts = {True: "met", False: "missed", None: "not known: the other was not measured"}
-    return rows + [_row([aim.text, aim.measured, verdicts[aim.met]]) for aim in aims(results, name)]
+    return rows + [row([aim.text, aim.measured, verdicts[aim.met]]) for aim in aims(results, name)]
 
 
 def _bottleneck(results: Results) -> str:
@@ -153,11 +153,13 @@ def _parts(values: dict[str, float], form: str) -> str:
     return ", ".join(f"{part} {value:{form}}" for part, value in values.items()) if len(values) > 1 else ""
 
 
-def _head(*titles: str) -> list[str]:
-    return [_row(titles), _row(["---"] * len(titles))]
+def head(*titles: str) -> list[str]:
+    """The title row and the line under it."""
+    return [row(titles), row(["---"] * len(titles))]
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """One row of a table."""
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,0 +1,1 @@
+"""The same service on other job queues; runs in their environment below ``.venv-peers``, not in ours."""
