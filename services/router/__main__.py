@@ -108,7 +108,9 @@ async def serve(settings: Settings) -> None:
 
         async with asyncio.TaskGroup() as group:
             # While it drains, a router still renews, follows cancels and tidies up, but takes nothing new.
-            kept = [group.create_task(part.run()) for part in (following, recovery, presence)]
+            kept = [
+                group.create_task(part.run()) for part in (following, recovery, presence, scheduler.pictures)
+            ]
             kept.append(group.create_task(follow_file(live, "router", os.environ, look_again)))
             intake_task = group.create_task(intake.run())
             scheduler_task = group.create_task(scheduler.run())

@@ -57,7 +57,7 @@ class Scheduler:
         self._router = router
         self._wake = wake
         self._stopping = False
-        self._pictures = Pictures(fleet, settings)
+        self.pictures = Pictures(fleet, settings)
         self._newcomers: list[Head] = []
 
     def offer(self, heads: Sequence[Head]) -> None:
@@ -67,7 +67,7 @@ class Scheduler:
 
     def left(self, attempt: Attempt) -> None:
         """An attempt of this router is over."""
-        self._pictures.left(attempt.model.name)
+        self.pictures.left(attempt.model.name)
         if not attempt.nobody_waits:
             self._wake.ring()
 
@@ -90,9 +90,9 @@ class Scheduler:
 
     async def _take(self, newcomers: Sequence[Head]) -> bool:
         """Claim all of these, provided that nobody else waits; whether that was all there was to do."""
-        if not newcomers or len(newcomers) > MORE_HEADS or self._stopping or self._pictures.rest:
+        if not newcomers or len(newcomers) > MORE_HEADS or self._stopping or self.pictures.rest:
             return False
-        picture = await self._pictures.fresh()
+        picture = await self.pictures.fresh()
         round_ = Round(picture.view_now, picture.snapshot)
         plans, _ = self._plans(newcomers, round_)
         if len(plans) < len(newcomers):
@@ -100,7 +100,7 @@ class Scheduler:
         alone = [replace(plan, order=replace(plan.order, alone=True)) for plan in plans]
         drained, settled = await self._carry_out(alone, round_)
         if settled < len(plans):
-            self._pictures.refused()
+            self.pictures.refused()
         # One that was claimed says that nobody else waits; if all were gone, nothing is known.
         return settled == len(plans) and drained is Drained.MORE
 
@@ -236,7 +236,7 @@ class Scheduler:
         log_decision(decision, head.job_id, request_id, attempt=claimed.attempt)
         if holder_of(head):
             return
-        self._pictures.took(model.name)
+        self.pictures.took(model.name)
         self._dispatcher.start(
             Attempt(
                 job_id=head.job_id,

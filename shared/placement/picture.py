@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from shared.config import Settings
 from shared.decision.slots import with_slot
 from shared.decision.snapshot import Snapshot
+from shared.errors import StoreUnavailable
 from shared.snapshots import snapshot_of
 from shared.store.fleet import FleetStore
 from shared.store.records import View
@@ -16,6 +18,9 @@ from shared.store.records import View
 FRESH_S = 0.1
 """How old it may be. Samples come once a second; what counts at once (slots, levels, the breaker, the
 registration) is checked again by the script that starts a job."""
+_READ_EVERY_S = 0.08
+_WARM_S = 2.0
+"""How long after it was last asked for a picture is kept young: 12 reads a second of some 0.3 ms."""
 _REST_S = 0.05
 
 
@@ -57,6 +62,19 @@ class Pictures:
         self._newest: Picture | None = None
         self._reading: asyncio.Task[Picture] | None = None
         self._rests_until = 0.0
+        self._asked_at = -_WARM_S
+        self._asked = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keep a picture at hand while it is asked for, so that nobody waits for one; until cancelled."""
+        while True:
+            await self._asked.wait()
+            if time.monotonic() - self._asked_at > _WARM_S:
+                self._asked.clear()
+                continue
+            await asyncio.sleep(_READ_EVERY_S)
+            with suppress(StoreUnavailable):  # who asks next is told
+                await self._reading_now()
 
     @property
     def rest(self) -> bool:
@@ -65,14 +83,12 @@ class Pictures:
 
     async def fresh(self) -> Picture:
         """A picture that is young enough; raises ``StoreUnavailable``."""
-        newest = self._newest
-        if newest is not None and time.monotonic() - newest.read_at < FRESH_S:
+        newest, now = self._newest, time.monotonic()
+        self._asked_at = now
+        self._asked.set()
+        if newest is not None and now - newest.read_at < FRESH_S:
             return newest
-        # All that come meanwhile wait for the same reading; one that leaves takes nobody's.
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read())
-            self._reading.add_done_callback(self._read_is_over)
-        return await asyncio.shield(self._reading)
+        return await self._reading_now()
 
     def refused(self) -> None:
         """What was decided did not hold: others wait, or the fleet is not what it was. For a moment it is
@@ -90,6 +106,13 @@ class Pictures:
         """An attempt of this process on ``model`` is over."""
         if self._newest is not None:
             self._newest.count(model, -1)
+
+    async def _reading_now(self) -> Picture:
+        # All that come meanwhile wait for the same reading; one that leaves takes nobody's.
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(self._read_is_over)
+        return await asyncio.shield(self._reading)
 
     async def _read(self) -> Picture:
         read_at = time.monotonic()

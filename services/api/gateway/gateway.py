@@ -120,6 +120,7 @@ class Gateway:
             )
             group.create_task(board.run(self._open_grants(holder)))
             group.create_task(leases.run())
+            group.create_task(fast.pictures.run())
             group.create_task(self._look_for_stalled())
 
     def stop(self) -> None:
