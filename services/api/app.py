@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.api import problems
+from services.api.request_id import answer_with_id
 from services.api.routes import (
     benchmark,
     forecast,
@@ -38,12 +39,20 @@ class _App(FastAPI):
     shortcut: Mapping[str, ASGIApp] = {}
     """Calls by path whose POST goes past FastAPI: its layers would cost a tenth of what such a call costs."""
 
+    bare_shortcut: Mapping[str, ASGIApp] = {}
+    """The same for calls without a query string: query parameters are FastAPI's to read and to refuse."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = self.shortcut.get(scope["path"]) if scope["type"] == "http" else None
-        if call is not None and scope["method"] == "POST":
-            await call(scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+            return
+        await answer_with_id(self._past_fastapi(scope) or super().__call__, scope, receive, send)
+
+    def _past_fastapi(self, scope: Scope) -> ASGIApp | None:
+        if scope["method"] != "POST":
+            return None
+        path = scope["path"]
+        return self.shortcut.get(path) or (None if scope["query_string"] else self.bare_shortcut.get(path))
 
     def openapi(self) -> dict[str, Any]:
         """FastAPI's document, with the two shapes that the routes read and write by themselves."""
@@ -72,14 +81,16 @@ def create_app(state: ApiState) -> FastAPI:
     app.state.api = state
     problems.install(app)
     app.add_middleware(Rim, keyring=state.keyring, settings=state.settings.api)
-    app.shortcut = {
-        path: Rim(call, state.keyring, state.settings.api)
-        for path, call in openai.calls(state.gateway).items()
-    }
+    app.shortcut = _behind_rim(openai.calls(state.gateway), state)
+    app.bare_shortcut = _behind_rim(jobs.calls(state), state)
     app.router.routes[:0] = openai.routes(state.gateway)
     for routes in (jobs, gpu, forecast, ranking, history, rebalance, benchmark, models, health):
         app.include_router(routes.router)
     return app
+
+
+def _behind_rim(calls: Mapping[str, ASGIApp], state: ApiState) -> Mapping[str, ASGIApp]:
+    return {path: Rim(call, state.keyring, state.settings.api) for path, call in calls.items()}
 
 
 def _drop_unused_errors(document: dict[str, Any]) -> None:

@@ -29,15 +29,18 @@ class Benchmarks:
         return None if record is None else _body(record)
 
     async def start(
-        self, what: Measurable, parameters: BenchmarkParameters
+        self, what: Measurable, parameters: BenchmarkParameters, request_id: str
     ) -> tuple[str, asyncio.Task[None] | None]:
-        """Begin in the background; without a task the id is of the one that measures any of it already."""
+        """Begin in the background; without a task the id is of the one that measures any of it already.
+
+        ``request_id``: of the request that asks for it.
+        """
         benchmark_id = secrets.token_hex(8)
         fields = {"parameters": parameters.model_dump_json(), "requests": "0"}
         running = await self._parts.store.begin(benchmark_id, what, fields)
         if running != benchmark_id:
             return running, None
-        run = Run(self._parts, benchmark_id, what, parameters)
+        run = Run(self._parts, benchmark_id, what, parameters, request_id)
         task = asyncio.create_task(run.run(), name=f"benchmark {benchmark_id}")
         self._running[task] = run
         task.add_done_callback(lambda ended: self._running.pop(ended, None))

@@ -54,9 +54,16 @@ class Run:
     """One benchmark: workers that submit and wait, and a look at levels and life every second."""
 
     def __init__(
-        self, parts: Parts, benchmark_id: str, what: Measurable, parameters: BenchmarkParameters
+        self,
+        parts: Parts,
+        benchmark_id: str,
+        what: Measurable,
+        parameters: BenchmarkParameters,
+        request_id: str = "",
     ) -> None:
+        """``request_id``: of the request that asked for it; its jobs have it too."""
         self._parts = parts
+        self._request_id = request_id
         self._id = benchmark_id
         self._model = what.model
         self._what = what
@@ -196,7 +203,7 @@ class Run:
             params={"ignore_eos": True},
             metadata={"benchmark_id": self._id},
         )
-        new = new_job(asked, self._parts.settings, new_job_id())
+        new = new_job(asked, self._parts.settings, new_job_id(), self._request_id)
         self._open.add(new.id)
         try:
             submitted = await self._parts.jobs.submit(new, bound=self._parts.settings.queue.bound)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
+from starlette.types import Receive, Scope, Send
 
 from shared.errors import InvalidRequest, StoreUnavailable
 
@@ -116,6 +117,23 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         if status in _PASSING:
             declared[status]["headers"] = {"Retry-After": _RETRY_AFTER}
     return declared
+
+
+async def answered(
+    call: Callable[[Request], Awaitable[Response]], scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Send what ``call`` answers or the answer of its error: past FastAPI what ``install`` is in it."""
+    request = Request(scope, receive)
+    try:
+        response = await call(request)
+    except ClientDisconnect as error:
+        response = await _nobody_listens(request, error)
+    except (Problem, InvalidRequest, StoreUnavailable) as error:
+        response = await _answer(request, error)
+    except Exception as error:
+        await (await _answer(request, error))(scope, receive, send)
+        raise  # the server logs it
+    await response(scope, receive, send)
 
 
 async def _answer(request: Request, error: Exception) -> Response:

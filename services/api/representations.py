@@ -99,6 +99,7 @@ class Job(Body):
     result: Result | None = Field(description="Left out (null) in lists")
     error: JobError | None
     metadata: dict[str, JsonValue] | None
+    request_id: str | None = Field(description="Of the request that it came with (`X-Request-ID`)")
 
 
 class JobList(Body):
@@ -125,6 +126,7 @@ def job_of(record: JobRecord) -> Job:
         result=_result(record.result),
         error=_error(record),
         metadata=metadata if isinstance(metadata, dict) else None,
+        request_id=fields.get("request_id") or None,
     )
 
 
@@ -155,9 +157,12 @@ def ascii_line(text: str) -> str:
 
 def number(fields: Mapping[str, str], name: str) -> float | None:
     """A stored number, None where it is missing or no finite number."""
+    stored = fields.get(name)
+    if not stored:
+        return None
     try:
-        value = float(fields[name])
-    except (KeyError, ValueError):
+        value = float(stored)
+    except ValueError:
         return None
     return value if math.isfinite(value) else None
 
@@ -170,7 +175,7 @@ def whole(fields: Mapping[str, str], name: str) -> int | None:
 
 def one_of(kind: type[_Value], raw: str | None) -> _Value | None:
     """A stored name, None where it is none of its kind."""
-    return kind(raw) if raw in tuple(kind) else None
+    return kind(raw) if raw is not None and raw in tuple(kind) else None
 
 
 def stored_json(raw: str) -> JsonValue:

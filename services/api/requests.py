@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from services.api.problems import INVALID, MALFORMED, TOO_LARGE, Problem
-from shared.jobs import JobRequest, parse_job
+from shared.jobs import JobRequest, parse_job, parse_json
 from shared.submission import request_digest
 
 _KEY_CHARS = 255
@@ -48,6 +48,9 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 def parse_request(body: bytes) -> JobRequest:
     """The job that a body asks for; raises ``Problem`` (400) or ``InvalidRequest`` (422)."""
+    job = parse_json(body)
+    if job is not None:
+        return job
     try:
         data: JsonValue = from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -20,6 +20,7 @@ from services.api.problems import (
     UNKNOWN_MODEL,
     Problem,
 )
+from services.api.request_id import request_id_of
 from services.api.state import ApiState, state_of
 from shared.decision.causes import Cause
 from shared.decision.routing import decide
@@ -64,7 +65,7 @@ async def benchmark_model(request: Request, query: Annotated[BenchmarkQuery, Que
     parameters = BenchmarkParameters(**query.model_dump(include=set(BenchmarkParameters.model_fields)))
     async with state.store():
         what = await _checked(state, query)
-        benchmark_id, task = await state.benchmarks.start(what, parameters)
+        benchmark_id, task = await state.benchmarks.start(what, parameters, request_id_of(request.scope))
     if task is None:
         raise Problem(
             BENCHMARK_RUNS,

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from loguru import logger
+from starlette.types import ASGIApp
 
 from services.api import job_calls, problems
-from services.api.access import Access, access_of
+from services.api.access import access_of
 from services.api.event_stream import EventStream, JobEvents
-from services.api.full import again_s_of, limit_reached
 from services.api.parameters import KNOWN_ONCE
-from services.api.problems import (
-    ALREADY_ENDED,
-    INVALID,
-    KEY_LIMIT,
-    KEY_REUSED,
-    NOT_ALLOWED,
-    QUEUE_FULL,
-    UNKNOWN_JOB,
-    Problem,
-)
+from services.api.problems import ALREADY_ENDED, INVALID, UNKNOWN_JOB, Problem
 from services.api.representations import JobList, decision_headers, job_of
-from services.api.requests import Idempotency, idempotency, parse_request, read_body
 from services.api.state import ApiState, state_of
+from services.api.submissions import accept
 from services.api.waiting import wait_for_end
-from shared.errors import StoreUnavailable
-from shared.jobs import JobRequest
 from shared.states import FINAL_STATES, JobState
-from shared.store.records import CancelOutcome, JobRecord, NewJob, SubmitOutcome, Submitted
-from shared.submission import new_job, new_job_id
+from shared.store.records import CancelOutcome, JobRecord
 
 router = APIRouter(tags=["jobs"], dependencies=[KNOWN_ONCE], responses=problems.responses(422))
 
@@ -61,22 +49,22 @@ async def submit_job(
     started = time.perf_counter()
     state = state_of(request)
     within_s = _wait_s(wait, state)
-    body = await read_body(request, state.settings.api.max_body_bytes)
-    access = access_of(request.scope)
-    job = _allowed(parse_request(body), access)
-    key = idempotency(idempotency_key, job, body)
-    async with state.store():
-        await state.registry.check(job)
-        new = new_job(job, state.settings, new_job_id())
-        if access is not None:
-            new = replace(new, limits=access.limits)
-        submitted = await _submit(state, new, key)
-    logger.debug("submit job={} outcome={} target={}", submitted.job_id, submitted.outcome, job.target)
-    record = await _accepted(state, submitted, new, job)
+    record = await accept(state, request, idempotency_key)
     spent_ms = (time.perf_counter() - started) * 1000
     record = await _waited(request, record, within_s)
     status = 200 if within_s and record.state in FINAL_STATES else 202
-    return _answer(record, status, spent_ms, Location=f"/v1/jobs/{record.job_id}")
+    return _submitted(record, status, spent_ms)
+
+
+def calls(state: ApiState) -> Mapping[str, ASGIApp]:
+    """What answers a POST without query parameters by itself, by path."""
+
+    async def submit(request: Request) -> Response:
+        started = time.perf_counter()
+        record = await accept(state, request, request.headers.get("idempotency-key"))
+        return _submitted(record, 202, (time.perf_counter() - started) * 1000)
+
+    return {"/v1/jobs": partial(problems.answered, submit)}
 
 
 @router.get(
@@ -156,54 +144,6 @@ async def follow_job(
     return EventStream(events.stream())
 
 
-def _allowed(job: JobRequest, access: Access | None) -> JobRequest:
-    """The job as its key may hand it in, where there is one; raises ``Problem`` (403)."""
-    if access is None:
-        return job
-    why = access.refusal(job.named_model, fallback=job.wants_fallback)
-    if why is not None:
-        raise Problem(NOT_ALLOWED, f"model: {why}", field="model", known=access.models)
-    return job.model_copy(update={"caller": access.caller(job.caller)})
-
-
-async def _submit(state: ApiState, new: NewJob, key: Idempotency | None) -> Submitted:
-    submitted = await state.jobs.submit(
-        new,
-        bound=state.settings.queue.bound,
-        idempotency=key.key if key else None,
-        digest=key.digest if key else "",
-    )
-    if submitted.outcome is SubmitOutcome.MISMATCH:
-        raise Problem(
-            KEY_REUSED,
-            f"Idempotency-Key: was sent with another body, for job {submitted.job_id}: use a new key",
-            field="Idempotency-Key",
-        )
-    if submitted.outcome is SubmitOutcome.LIMITED and new.limits is not None:
-        said, again_s = limit_reached(new.limits, submitted)
-        raise Problem(KEY_LIMIT, said, headers={"Retry-After": str(again_s)})
-    if submitted.outcome is SubmitOutcome.FULL:
-        again_s = again_s_of(submitted.ended_per_s)
-        raise Problem(
-            QUEUE_FULL,
-            f"queue.bound = {state.settings.queue.bound} jobs wait already: try again in {again_s} s",
-            headers={"Retry-After": str(again_s)},
-        )
-    return submitted
-
-
-async def _accepted(state: ApiState, submitted: Submitted, new: NewJob, job: JobRequest) -> JobRecord:
-    """The job that was just accepted. It is safe, so a Redis that goes away right now is no error."""
-    try:
-        record = await state.job(submitted.job_id)
-    except StoreUnavailable:
-        record = None
-    if record is not None:
-        return record
-    fields = {**new.fields, "state": JobState.QUEUED.value, "target": job.target}
-    return JobRecord(submitted.job_id, fields)
-
-
 async def _known(request: Request, job_id: str) -> JobRecord:
     """The job, if there is one that this request may see; raises ``Problem`` (404)."""
     record = await state_of(request).job(job_id)
@@ -234,6 +174,10 @@ def _wait_s(wait: float | None, state: ApiState) -> float:
 
 def _unknown(job_id: str) -> Problem:
     return Problem(UNKNOWN_JOB, f"no job {job_id[:_ID_SHOWN]!r}: it never was, or it is kept no longer")
+
+
+def _submitted(record: JobRecord, status: int, overhead_ms: float) -> Response:
+    return _answer(record, status, overhead_ms, Location=f"/v1/jobs/{record.job_id}")
 
 
 def _answer(record: JobRecord, status: int, overhead_ms: float, **headers: str) -> Response:
