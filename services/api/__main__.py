@@ -24,7 +24,7 @@ from services.api.registry import Registry
 from services.api.state import ApiState
 from services.api.upkeep import Upkeep
 from services.api.waiting import JobFeed
-from shared import config, log
+from shared import config, heap, log
 from shared.config import ApiSettings, Settings
 from shared.ending import log_end
 from shared.errors import ConfigError, OrchestratorError
@@ -116,6 +116,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
     async with AsyncExitStack() as stack:
         state, upkeep = compose(live, stack)
         server = http_server(state)
+        heap.settle()
         async with asyncio.TaskGroup() as group:
             followed = follow_file(
                 live, "api", os.environ, lambda: state.registry.replace(live.registrations)

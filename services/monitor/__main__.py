@@ -17,7 +17,7 @@ from services.monitor.backends import BackendWatch
 from services.monitor.host import HostView
 from services.monitor.outbox import Outbox
 from services.monitor.sampler import GpuSampler
-from shared import config, log
+from shared import config, heap, log
 from shared.backends.session import open_session
 from shared.config import Settings, host_name
 from shared.ending import log_end
@@ -100,6 +100,7 @@ async def monitor(settings: Settings, environ: Mapping[str, str]) -> None:
         else:
             resources.push_async_callback(source.aclose)
             loops += [outbox.run, GpuSampler(source, store, outbox, host, live).run]
+        heap.settle()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow_file(live, "monitor", environ))
             for loop in loops:

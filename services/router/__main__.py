@@ -17,7 +17,7 @@ from services.router.intake import IntakeLoop
 from services.router.recovery import Recovery
 from services.router.scheduler import Scheduler
 from services.router.wakeup import Wakeup
-from shared import config, log
+from shared import config, heap, log
 from shared.backends.session import open_sessions
 from shared.config import Settings
 from shared.ending import log_end
@@ -106,6 +106,7 @@ async def serve(settings: Settings) -> None:
         async def look_again() -> None:
             wake.ring()
 
+        heap.settle()
         async with asyncio.TaskGroup() as group:
             # While it drains, a router still renews, follows cancels and tidies up, but takes nothing new.
             kept = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -90,11 +90,15 @@ class Completion:
 
 
 async def complete(
-    session: aiohttp.ClientSession, call: CompletionCall, on_first_token: Callable[[], None] | None = None
+    session: aiohttp.ClientSession,
+    call: CompletionCall,
+    on_first_token: Callable[[], None] | None = None,
+    on_answer: Callable[[Completion], Awaitable[None]] | None = None,
 ) -> Completion:
     """Run one completion to its end; raises a ``BackendError``.
 
-    Cancelling the awaiting task closes the connection, which frees the backend's slot.
+    ``on_answer`` gets it when it is complete, before the backend has closed its connection. Cancelling the
+    awaiting task closes the connection, which frees the backend's slot.
     """
     started = time.monotonic()
     first_token_ms: float | None = None
@@ -108,8 +112,11 @@ async def complete(
             if result.done or result.truncated:
                 break
         _check_end(result)
+        completion = _completion(result, first_token_ms, _ms_since(started))
+        if on_answer is not None:
+            await on_answer(completion)
         await _settle(response, result)
-    return _completion(result, first_token_ms, _ms_since(started))
+    return completion
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_json
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError
@@ -114,7 +115,10 @@ def encoded(order: Mapping[str, Any]) -> bytes:
     Half a surrogate pair, which neither UTF-8 nor Lua's decoder takes, becomes a question mark: a backend may
     cut its answer in the middle of an emoji, and that must not keep an attempt from being recorded.
     """
-    return json.dumps(order, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    try:
+        return to_json(order)
+    except PydanticSerializationError:
+        return json.dumps(order, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def _source(name: str, keys: Keys, history: HistorySettings, retention_s: float) -> str:

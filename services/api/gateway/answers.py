@@ -99,14 +99,16 @@ class Answer:
             max_result_bytes=self.settings.jobs.max_result_bytes,
             request_id=self._request_id,
         )
-        completion = await complete(self._session, call)
-        ended = _now()
-        response = completion.response
-        if response.get("model") == self.grant.upstream_name:
-            response["model"] = self.public_name
-        body = json.dumps(response, separators=(",", ":")).encode()
-        await self.client.whole(200, body, [_JSON, *await self.ready(ended)])
-        return completion
+
+        async def answer(completion: Completion) -> None:
+            ended = _now()
+            response = completion.response
+            if response.get("model") == self.grant.upstream_name:
+                response["model"] = self.public_name
+            body = json.dumps(response, separators=(",", ":")).encode()
+            await self.client.whole(200, body, [_JSON, *await self.ready(ended)])
+
+        return await complete(self._session, call, on_answer=answer)
 
     async def _relay(self, response: aiohttp.ClientResponse, started: float) -> Completion:
         client, events, renamer = self.client, Events(), self._renamer()
