@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 from shared.config import HistorySettings
 from shared.errors import StoreUnavailable
 from shared.keys import ROUTER_GROUP, Keys
-from shared.states import FINAL_STATES, JobState
+from shared.states import FINAL_STATES
 from shared.store.client import translating
+from shared.store.job_reads import JobReads, is_id
 from shared.store.orders import claim_order, job_order, start_order, verdict_order
 from shared.store.records import (
     AdmitOutcome,
@@ -27,7 +28,6 @@ from shared.store.records import (
     Finished,
     FinishOutcome,
     HoldOutcome,
-    JobRecord,
     NewJob,
     RejectOutcome,
     RenewOutcome,
@@ -38,20 +38,18 @@ from shared.store.scripts import Scripts, encoded
 
 _RAW_FIELD_CAP = 2_000
 """Characters of one raw field kept in the dead-letter stream: enough to recognise it, not to fill Redis."""
-_PAGE = 200
 SUBMIT_PATIENCE_S = 2.5
 """How long a submission may be under way: less than the 3 s after which an api says that nothing happened."""
 _LATE = "LATE"
 
 
-class JobStore:
+class JobStore(JobReads):
     """Transitions and reads of jobs; raises ``StoreUnavailable`` when Redis can't serve now."""
 
     def __init__(
         self, redis: Redis, keys: Keys, history: HistorySettings | None = None, retention_s: float = 86_400.0
     ) -> None:
-        self._redis = redis
-        self._keys = keys
+        super().__init__(redis, keys)
         self._scripts = Scripts(redis, keys, history or HistorySettings(), retention_s)
         # Redis' clock less ours in ms, as the last reply had it: at most that reply's way too low. Unknown at
         # first, so that the first submission is late and learns it.
@@ -169,7 +167,7 @@ class JobStore:
 
     async def cancel(self, job_id: str, reason: str) -> tuple[CancelOutcome, str]:
         """Cancel a job; answers with its state."""
-        if not _is_id(job_id):
+        if not is_id(job_id):
             return CancelOutcome.UNKNOWN, ""
         outcome, state = await self._run("cancel", job_id, reason)
         return CancelOutcome(outcome), state
@@ -197,79 +195,6 @@ class JobStore:
     async def trim_requests(self, *, limit: int = 1000) -> int:
         """Trim settled intake entries beyond the history; how many went."""
         return int(await self._run("trim", ROUTER_GROUP, limit))
-
-    async def get(self, job_id: str, *, with_result: bool = True) -> JobRecord | None:
-        """One job as it stands, None if unknown (or kept no longer)."""
-        if not _is_id(job_id):
-            return None
-        async with translating(self._redis):
-            fields: Any = await self._redis.hgetall(self._keys.job(job_id))
-            if "state" not in fields:
-                return None
-            record = JobRecord(job_id, fields)
-            if record.state is JobState.QUEUED:
-                return await self._with_queue(record)
-            if with_result and record.state is JobState.SUCCEEDED:
-                result: Any = await self._redis.get(self._keys.result(job_id))
-                return JobRecord(job_id, fields, result=result)
-        return record
-
-    async def list_newest(
-        self, *, state: JobState | None, limit: int, caller: str | None = None
-    ) -> list[JobRecord]:
-        """The newest jobs, optionally of one state and one caller, newest first, without results."""
-        found: list[JobRecord] = []
-        # By score, not by rank: ranks move while jobs come in and forgotten ones are dropped.
-        before = "+inf"
-        async with translating(self._redis):
-            while len(found) < limit:
-                page: Any = await self._redis.zrange(
-                    self._keys.static("index"),
-                    before,
-                    "-inf",
-                    desc=True,
-                    byscore=True,
-                    withscores=True,
-                    offset=0,
-                    num=_PAGE,
-                )
-                if not page:
-                    break
-                records = await self._page([job_id for job_id, _ in page], state)
-                found += [one for one in records if caller in (None, one.fields.get("caller"))]
-                before = f"({page[-1][1]:.3f}"
-        return found[:limit]
-
-    async def counts(self) -> tuple[int, int]:
-        """How many jobs wait and how many run."""
-        async with translating(self._redis):
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.zcard(self._keys.static("live"))
-            pipe.zcard(self._keys.static("leases"))
-            live, running = await pipe.execute()
-        return live - running, running
-
-    async def _page(self, ids: Sequence[str], state: JobState | None) -> list[JobRecord]:
-        pipe = self._redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipe.hgetall(self._keys.job(job_id))
-        pages = await pipe.execute()
-        records = [
-            JobRecord(job_id, fields) for job_id, fields in zip(ids, pages, strict=True) if "state" in fields
-        ]
-        # The index outlives the jobs' hashes: forget what is kept no longer.
-        gone = [job_id for job_id, fields in zip(ids, pages, strict=True) if "state" not in fields]
-        if gone:
-            await self._redis.zrem(self._keys.static("index"), *gone)
-        return [record for record in records if state is None or record.state is state]
-
-    async def _with_queue(self, record: JobRecord) -> JobRecord:
-        target = record.fields["target"]
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.zrank(self._keys.ready(target), record.job_id)
-        pipe.hget(self._keys.static("holds"), target)
-        rank, hold = await pipe.execute()
-        return JobRecord(record.job_id, record.fields, None if rank is None else int(rank) + 1, hold or "")
 
     async def _admit(self, order: Mapping[str, Any], body: bytes) -> tuple[AdmitOutcome, str]:
         reply = await self._run("admit", encoded({**order, "group": ROUTER_GROUP}), body)
@@ -300,11 +225,6 @@ def _claimed(reply: Sequence[Any]) -> Claimed:
     if outcome is not ClaimOutcome.CLAIMED:
         return Claimed(outcome)
     return Claimed(outcome, int(reply[1]), int(reply[2]), reply[3])
-
-
-def _is_id(job_id: str) -> bool:
-    # An id from a URL such as "<id>:request" would lead to a key of another kind.
-    return ":" not in job_id
 
 
 def _clock_ms() -> float:
