@@ -16,7 +16,8 @@ import pytest_asyncio
 from shared.states import JobState
 from shared.store.server import EmbeddedRedis
 from tests.kit.configs import free_ports
-from tests.kit.redis_fixture import redis_reply
+from tests.kit.redis_fixture import empty
+from tests.kit.stopwatch import Stopwatch
 from tests.kit.stream_arena import APIS, ROUTERS, Arena, Client, open_arena
 from tests.kit.stream_clients import Heard, Verdict
 from tests.kit.waiting import wait_until
@@ -27,8 +28,8 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest
 LEASE_S = 2.0
 SWEPT_S = LEASE_S * 1.5
 """A lease is swept so long after its last renewal."""
-FREED_S = 8.0
-"""5 s by design: 3.5 s without a heartbeat, a second between two sweeps; the rest is for a loaded machine."""
+FREED_S = 6.0
+"""5 s by design: 3.5 s without a heartbeat, a second between two sweeps."""
 FROZEN_S = 6.0
 RECOVERY_S = 10.0
 STOP_S = 10.0
@@ -48,7 +49,7 @@ async def whole_arena(
     tmp_path_factory: pytest.TempPathFactory, redis_server: EmbeddedRedis
 ) -> AsyncIterator[Arena]:
     """One stack for all tests of this module that leave Redis alone."""
-    redis_reply(redis_server.url, "FLUSHALL")
+    empty(redis_server.url)
     async with _open(tmp_path_factory.mktemp("kills"), redis_server.url) as arena:
         yield arena
 
@@ -70,23 +71,24 @@ async def test_a_killed_apis_jobs_fail_and_its_slots_go_to_the_clients_of_anothe
     await _counts(arena, (6, 2))
     doomed = await _held_by(arena, "api")
     killed_ms = await arena.now_ms()
-    arena.kill("api")
-
-    heard = await _all(others)
-    assert [one.verdict() for one in heard] == [Verdict.COMPLETE] * 3
-    assert all(one.cut for one in await _all([*dying, *waiting]))
-    journal = await arena.journal()
+    with Stopwatch(*arena.stack.pids) as watch:
+        arena.kill("api")
+        heard = await _all(others)
+        assert [one.verdict() for one in heard] == [Verdict.COMPLETE] * 3
+        assert all(one.cut for one in await _all([*dying, *waiting]))
+        journal = await arena.journal()
+        allowed_ms = (FREED_S + watch.away_s) * 1000
     assert len(doomed) == 5
     for job in doomed:
         end = journal.jobs[job][-1].fields
         assert (end["type"], end["error_type"]) == ("job.failed", "client_gone")
-        assert int(end["ts_ms"]) - killed_ms <= FREED_S * 1000
+        assert int(end["ts_ms"]) - killed_ms <= allowed_ms
     starts = [entry.fields["type"] for job in doomed for entry in journal.jobs[job]].count("job.started")
     assert starts == len(dying), "a job without a client got a slot"
 
 
 async def test_a_frozen_apis_clients_get_their_answers_or_an_error_once_it_wakes(arena: Arena) -> None:
-    blocking = [arena.ask("api-2", "narrow", events=45, pause_s=0.2) for _ in range(2)]
+    blocking = [arena.ask("api-2", "narrow", events=65, pause_s=0.2) for _ in range(2)]
     streams = [arena.ask("api", "wide", events=160, pause_s=0.05) for _ in range(6)]
     streams += [arena.ask("api", "wide", pace_s=0.02, events=800, size=4000) for _ in range(4)]
     await _answered([*blocking, *streams])
@@ -100,7 +102,7 @@ async def test_a_frozen_apis_clients_get_their_answers_or_an_error_once_it_wakes
         states = [(await arena.stack.jobs.get(job)) for job in doomed]
         return all(job is not None and job.state is JobState.FAILED for job in states)
 
-    await wait_until(swept, "its jobs are swept", timeout_s=20)
+    await wait_until(swept, "its jobs are swept", timeout_s=40)
     await wait_until(lambda: time.monotonic() - frozen > FROZEN_S, "it was frozen for long", timeout_s=20)
     arena.processes["api"].send_signal(signal.SIGCONT)
 
@@ -147,9 +149,9 @@ async def test_an_api_that_is_told_to_stop_under_load_leaves_nobody_without_a_wo
     short = [arena.ask("api-2", "wide", events=12, pause_s=0.05) for _ in range(8)]
     await _answered(short)
     doomed = await _held_by(arena, "api-2")
-    told = time.monotonic()
-    assert await arena.stack.stop(arena.processes["api-2"]) == 0
-    assert time.monotonic() - told < STOP_S
+    with Stopwatch(arena.processes["api-2"].pid) as told:
+        assert await arena.stack.stop(arena.processes["api-2"]) == 0
+        assert told.elapsed_s < STOP_S
 
     assert {one.verdict() for one in await _all(short)} == {Verdict.COMPLETE}
     for one in await _all([*blocking, *long]):
@@ -167,16 +169,18 @@ async def test_an_api_that_is_told_to_stop_under_load_leaves_nobody_without_a_wo
 async def test_a_retry_starts_when_it_is_due(arena: Arena) -> None:
     """The api that told of the failure rings no router; the routers have to heed what it wrote."""
     late_ms = 0.0
-    for _ in range(8):
-        _, client = arena.ask("api", "wide", stumbles=True)
-        heard = await client
-        assert heard.verdict() is Verdict.COMPLETE
-        found = {entry.fields["type"]: entry.fields for entry in await arena.stack.events(heard.job_id)}
-        retried = found["job.retried"]
-        due_ms = int(retried["ts_ms"]) + int(retried.get("delay_ms", "0"))
-        late_ms += int(found["job.started"]["ts_ms"]) - due_ms
+    with Stopwatch(*arena.stack.pids) as watch:
+        for _ in range(8):
+            _, client = arena.ask("api", "wide", stumbles=True)
+            heard = await client
+            assert heard.verdict() is Verdict.COMPLETE
+            found = {entry.fields["type"]: entry.fields for entry in await arena.stack.events(heard.job_id)}
+            retried = found["job.retried"]
+            due_ms = int(retried["ts_ms"]) + int(retried.get("delay_ms", "0"))
+            late_ms += int(found["job.started"]["ts_ms"]) - due_ms
+        away_ms = watch.away_s * 1000
     # With a look every second, two routers would be late by 0.4 s each time.
-    assert late_ms < 1600, f"8 retries started {late_ms} ms late"
+    assert late_ms < 1600 + away_ms, f"8 retries started {late_ms} ms late, the machine was away {away_ms} ms"
 
 
 async def test_streams_go_on_while_redis_is_killed_for_longer_than_a_lease(
@@ -198,13 +202,13 @@ async def _streams_outlive(redis: EmbeddedRedis, arena: Arena) -> None:
         lambda: time.monotonic() - killed > SWEPT_S + 0.5, "every lease has run out", timeout_s=20
     )
     await asyncio.to_thread(redis.start)
-    restarted = time.monotonic()
 
     async def served() -> bool:
         return all(one.status == 200 for one in await _all([arena.ask(api, "narrow") for api in APIS]))
 
-    await wait_until(served, "both apis serve again", timeout_s=RECOVERY_S)
-    assert time.monotonic() - restarted < RECOVERY_S
+    with Stopwatch(*arena.stack.pids) as restarted:
+        await wait_until(served, "both apis serve again")
+        assert restarted.elapsed_s < RECOVERY_S
     for one in refused:
         assert (one.verdict(), one.status, one.error["code"]) == (Verdict.REFUSED, 503, "store_unavailable")
         assert int(one.headers["retry-after"]) > 0
@@ -221,14 +225,14 @@ async def _all(clients: Iterable[Client]) -> list[Heard]:
 async def _answered(clients: Iterable[Client]) -> None:
     """Every one of these clients has the first words of its answer."""
     heard = [one for one, _ in clients]
-    await wait_until(lambda: all(one.answered for one in heard), "all are answered", timeout_s=20)
+    await wait_until(lambda: all(one.answered for one in heard), "all are answered", timeout_s=60)
 
 
 async def _counts(arena: Arena, expected: tuple[int, int]) -> None:
     async def reached() -> bool:
         return await arena.stack.jobs.counts() == expected
 
-    await wait_until(reached, f"{expected} wait and run", timeout_s=20)
+    await wait_until(reached, f"{expected} wait and run", timeout_s=60)
 
 
 async def _held_by(arena: Arena, api: str) -> list[str]:

@@ -107,10 +107,10 @@ async def _kill_under_load(arena: Arena, clients: list[Client], *, begun: int) -
         models = [heard.headers.get("x-orchestrator-model") for heard, _ in clients if heard.answered]
         return models.count("mortal") >= begun and await arena.running() >= TOGETHER
 
-    await wait_until(busy, f"{TOGETHER} answers run together", timeout_s=20)
+    await wait_until(busy, f"{TOGETHER} answers run together", timeout_s=60)
     arena.servers["mortal"].kill()
     await wait_until(
-        lambda: any(client.done() for _, client in clients), "a client hears of it", timeout_s=20
+        lambda: any(client.done() for _, client in clients), "a client hears of it", timeout_s=60
     )
     arena.servers["mortal"].restart()
 

@@ -97,7 +97,7 @@ async def _freeze_while_it_works(stack: Stack, routers: Routers) -> subprocess.P
     async def some_run() -> bool:
         return (await stack.jobs.counts())[1] >= 3
 
-    await wait_until(some_run, "routers run jobs", timeout_s=20)
+    await wait_until(some_run, "routers run jobs")
     return routers.freeze_one()
 
 
@@ -109,7 +109,7 @@ async def _sweeps_its_jobs(stack: Stack) -> None:
         later = (await stack.events())[seen:]
         return any(entry.fields["type"] == "job.requeued" for entry in later)
 
-    await wait_until(lost, "a lease of the frozen router is swept", timeout_s=4 * LEASE_S)
+    await wait_until(lost, "a lease of the frozen router is swept")
 
 
 async def _all_ended(stack: Stack, accepted: list[str]) -> None:

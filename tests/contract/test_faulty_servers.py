@@ -15,6 +15,7 @@ from shared.backends.probe import probe
 from shared.states import BackendType, Residence
 from tests.kit.backends import call
 from tests.kit.faulty_server import SSE_HEAD, answer, faulty_server
+from tests.kit.stopwatch import Stopwatch
 
 CHUNK = b'data: {"id":"x","choices":[{"index":0,"text":"caf\xc3\xa9","finish_reason":null}]}\n\n'
 END = b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n'
@@ -71,11 +72,13 @@ async def test_a_server_that_never_ends_the_body_after_done_does_not_hold_the_an
     http: aiohttp.ClientSession,
 ) -> None:
     async with faulty_server(SSE_HEAD + CHUNK + END + DONE, end="hang") as server:
-        done = await complete(http, call(server.url))
-        await asyncio.wait_for(server.left.wait(), 5.0)
+        with Stopwatch() as watch:
+            done = await complete(http, call(server.url))
+            counted_ms = done.total_ms - watch.away_s * 1000
+        await asyncio.wait_for(server.left.wait(), 30.0)
 
     assert done.text == "café"
-    assert done.total_ms < 2000
+    assert counted_ms < 2000
 
 
 @pytest.mark.parametrize(
@@ -107,19 +110,19 @@ async def test_silence_is_an_interruption_and_closes_the_connection(
 ) -> None:
     async with faulty_server(*pieces, end="hang") as server:
         error = await attempt(http, server.url, idle_timeout_s=0.2)
-        await asyncio.wait_for(server.left.wait(), 5.0)
+        await asyncio.wait_for(server.left.wait(), 30.0)
 
     assert isinstance(error, Interrupted)
     assert error.type == "backend_timeout"
 
 
 async def test_pings_keep_a_silent_stream_alive(http: aiohttp.ClientSession) -> None:
-    pings = [b": ping\n\n"] * 200  # one every 2 ms or more: 0.4 s at least
+    pings = [b": ping\n\n"] * 500  # one every 2 ms or more: 1 s at least
     async with faulty_server(SSE_HEAD, *pings, CHUNK + END + DONE) as server:
-        done = await complete(http, call(server.url, idle_timeout_s=0.3))
+        done = await complete(http, call(server.url, idle_timeout_s=0.9))
 
     assert done.text == "café"
-    assert done.total_ms > 300
+    assert done.total_ms > 900
 
 
 @pytest.mark.parametrize(

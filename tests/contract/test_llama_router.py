@@ -24,7 +24,7 @@ async def router() -> AsyncIterator[LlamaRouter]:
 
 
 async def look(http: aiohttp.ClientSession, url: str, model: str, props: Props | None = None) -> Probe:
-    return await probe(http, url, BackendType.LLAMA_CPP, timeout_s=2.0, model=model, props=props)
+    return await probe(http, url, BackendType.LLAMA_CPP, timeout_s=10.0, model=model, props=props)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.kit.waiting import wait_until
 async def look(
     http: aiohttp.ClientSession, url: str, props: Props | None = None, api_key: str | None = None
 ) -> Probe:
-    return await probe(http, url, BackendType.LLAMA_CPP, timeout_s=2.0, api_key=api_key, props=props)
+    return await probe(http, url, BackendType.LLAMA_CPP, timeout_s=10.0, api_key=api_key, props=props)
 
 
 async def test_an_idle_backend_is_resident_with_its_slots_and_context(
@@ -35,7 +35,7 @@ async def test_an_idle_backend_is_resident_with_its_slots_and_context(
     assert (seen.slots, seen.context_tokens) == (backend.slots, backend.context_tokens)
     assert (seen.upstream_name, seen.simulated) == (backend.name, backend.simulated)
     assert seen.kv_use == 0.0
-    assert 0 < seen.latency_ms < 2000
+    assert 0 < seen.latency_ms < 10_000
 
 
 async def test_a_full_backend_tells_what_runs_what_waits_and_its_kv_use(
@@ -205,6 +205,9 @@ async def test_a_session_for_reading_spends_one_connection_on_a_probe(
     assert (seen.residence, len(used)) == (Residence.RESIDENT, connections)
 
 
+_PATIENCE_S = 0.8
+
+
 @pytest.mark.parametrize("kind", list(BackendType))
 async def test_a_server_too_busy_for_more_than_health_stays_resident_with_unknown_numbers(
     kind: BackendType, http: aiohttp.ClientSession
@@ -219,11 +222,11 @@ async def test_a_server_too_busy_for_more_than_health_stays_resident_with_unknow
     (port,) = free_ports(1)
     await web.TCPSite(runner, "127.0.0.1", port).start()
     props = Props(slots=4, context_tokens=1024, upstream_name="known")
-    seen = await probe(http, f"http://127.0.0.1:{port}", kind, timeout_s=0.3, props=props)
+    seen = await probe(http, f"http://127.0.0.1:{port}", kind, timeout_s=_PATIENCE_S, props=props)
     await runner.cleanup()
 
     assert (seen.residence, seen.running, seen.waiting, seen.kv_use) == (Residence.RESIDENT, None, None, None)
     assert (seen.context_tokens, seen.upstream_name, seen.props) == (1024, "known", props)
     assert seen.error is not None
     assert seen.error.startswith("backend_timeout")
-    assert seen.latency_ms < 300
+    assert seen.latency_ms < _PATIENCE_S * 1000

@@ -115,10 +115,10 @@ async def test_a_model_can_be_unloaded_and_loaded_again(
 ) -> None:
     url = host.backends["alpha"].url
     gone = await control.patch("/models/alpha", {"residence": "unloaded"})
-    unloaded = await probe(http, url, BackendType.LLAMA_CPP, timeout_s=2.0)
+    unloaded = await probe(http, url, BackendType.LLAMA_CPP, timeout_s=10.0)
     (card,) = await control.get("/gpu")
     back = await control.patch("/models/alpha", {"residence": "resident"})
-    loaded = await probe(http, url, BackendType.LLAMA_CPP, timeout_s=2.0)
+    loaded = await probe(http, url, BackendType.LLAMA_CPP, timeout_s=10.0)
 
     assert (gone["residence"], unloaded.residence) == ("unloaded", Residence.UNLOADED)
     assert [process["name"] for process in card["processes"]] == ["org/beta"]

@@ -21,6 +21,7 @@ from shared.errors import ConfigError
 from shared.registry import SPECIFICATION_MODELS, Registration
 from shared.states import Residence
 from tests.kit.backends import call, registration, simulated
+from tests.kit.stopwatch import Stopwatch
 from tests.kit.waiting import wait_until
 
 
@@ -75,28 +76,37 @@ async def test_speedup_shortens_every_duration(http: aiohttp.ClientSession) -> N
     async with SimulatedHost([model], settings, free_ports=True) as host:
         backend = host.backends["small"]
         first = backend.residence
-        await wait_until(lambda: backend.residence is Residence.RESIDENT, "loaded in 0.1 s", timeout_s=3.0)
-        done = await complete(http, call(backend.url, {"prompt": "the queue", "max_tokens": 200}))
+        await wait_until(lambda: backend.residence is Residence.RESIDENT, "loaded in 0.1 s", timeout_s=9.0)
+        with Stopwatch() as watch:
+            done = await complete(http, call(backend.url, {"prompt": "the queue", "max_tokens": 200}))
+            away_ms = watch.away_s * 1000
 
     assert first is Residence.LOADING
-    assert done.output_ms == pytest.approx(100, rel=0.9)
+    assert done.output_ms is not None
+    assert 10 < done.output_ms < 1000 + away_ms, "without the speed-up 10 s"
 
 
 async def test_a_long_prompt_takes_its_time_before_the_first_token(http: aiohttp.ClientSession) -> None:
     async with simulated(tokens_per_second=1000.0) as model:
-        done = await complete(http, call(model.url, {"prompt": "x" * 16_000, "max_tokens": 2}))
+        with Stopwatch() as watch:
+            done = await complete(http, call(model.url, {"prompt": "x" * 16_000, "max_tokens": 2}))
+            away_ms = watch.away_s * 1000
 
     assert done.prompt_tokens == 4000
-    assert done.prompt_ms == pytest.approx(200, rel=0.5)
+    assert done.prompt_ms is not None
+    assert 100 < done.prompt_ms < 300 + away_ms
     assert done.first_token_ms is not None
     assert done.first_token_ms > 180
 
 
 async def test_the_speed_is_the_registered_one(http: aiohttp.ClientSession) -> None:
     async with simulated(tokens_per_second=300.0) as model:
-        done = await complete(http, call(model.url, {"prompt": "the queue", "max_tokens": 150}))
+        with Stopwatch() as watch:
+            done = await complete(http, call(model.url, {"prompt": "the queue", "max_tokens": 150}))
+            away_ms = watch.away_s * 1000
 
-    assert done.output_ms == pytest.approx(500, rel=0.3)
+    assert done.output_ms is not None
+    assert 350 < done.output_ms < 650 + away_ms
 
 
 async def test_four_hundred_short_jobs_cost_less_than_a_second_of_one_core(

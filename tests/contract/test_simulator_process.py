@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from shared.backends.completion import complete
 from shared.backends.errors import Interrupted
 from tests.kit.backends import call
 from tests.kit.configs import free_ports, simulated_config, simulated_model
+from tests.kit.stopwatch import Stopwatch
 from tests.kit.waiting import wait_until
 
 
@@ -65,20 +65,21 @@ async def test_it_serves_and_stops_within_a_second_although_a_stream_is_open(
             except aiohttp.ClientConnectorError:
                 return False
 
-        await wait_until(answers, "the control port answers", timeout_s=20.0)
+        await wait_until(answers, "the control port answers", timeout_s=60.0)
         begun = asyncio.Event()
         asked = call(f"http://127.0.0.1:{model_port}", {"prompt": "the queue", "max_tokens": 4000})
         stream = asyncio.create_task(complete(http, asked, begun.set))
         await begun.wait()
 
-        asked_at = time.monotonic()
-        process.send_signal(number)
-        with pytest.raises(Interrupted):
-            await stream
-        output, _ = await process.communicate()
+        with Stopwatch(process.pid) as told:
+            process.send_signal(number)
+            with pytest.raises(Interrupted):
+                await stream
+            output, _ = await process.communicate()
+            ended_s = told.elapsed_s
 
     assert process.returncode == 0
-    assert time.monotonic() - asked_at < 1.0
+    assert ended_s < 1.0
     words = output.decode()
     assert "SIMULATED GPU" in words
     assert f"http://127.0.0.1:{model_port} (simulated)" in words
@@ -94,7 +95,7 @@ async def test_a_taken_port_is_one_clear_line_and_exit_status_1(
     ports = dict(zip(("model", "control"), free_ports(2), strict=True))
     with socket.create_server(("127.0.0.1", ports[taken])):
         async with simulator(config(ports["model"], ports["control"]), tmp_path) as process:
-            output, _ = await asyncio.wait_for(process.communicate(), 20.0)
+            output, _ = await asyncio.wait_for(process.communicate(), 60.0)
 
     (line,) = output.decode().splitlines()
     assert process.returncode == 1
@@ -103,7 +104,7 @@ async def test_a_taken_port_is_one_clear_line_and_exit_status_1(
 
 async def test_a_wrong_setting_is_one_clear_line_and_exit_status_1(tmp_path: Path) -> None:
     async with simulator({"simulator": {"prot": 1}}, tmp_path) as process:
-        output, _ = await asyncio.wait_for(process.communicate(), 20.0)
+        output, _ = await asyncio.wait_for(process.communicate(), 60.0)
 
     (line,) = output.decode().splitlines()
     assert process.returncode == 1
@@ -123,7 +124,7 @@ async def test_it_listens_on_loopback_unless_told_otherwise(tmp_path: Path, chos
             return {(one.laddr.ip, one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN}
 
         addresses = await wait_until(
-            lambda: found if len(found := listening()) == 2 else None, "both ports listen", timeout_s=20.0
+            lambda: found if len(found := listening()) == 2 else None, "both ports listen", timeout_s=60.0
         )
 
     assert addresses == {(chosen or "127.0.0.1", model_port), (chosen or "127.0.0.1", control_port)}
@@ -134,7 +135,7 @@ async def test_an_address_that_it_cannot_have_is_one_clear_line(tmp_path: Path, 
     settings = config(*free_ports(2))
     settings["simulator"]["host"] = host
     async with simulator(settings, tmp_path) as process:
-        output, _ = await asyncio.wait_for(process.communicate(), 20.0)
+        output, _ = await asyncio.wait_for(process.communicate(), 60.0)
 
     (line,) = output.decode().splitlines()
     assert process.returncode == 1

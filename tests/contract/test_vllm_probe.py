@@ -80,7 +80,7 @@ async def vllm(
 
 
 async def look(http: aiohttp.ClientSession, url: str, props: Props | None = None) -> Probe:
-    return await probe(http, url, BackendType.VLLM, timeout_s=2.0, props=props)
+    return await probe(http, url, BackendType.VLLM, timeout_s=10.0, props=props)
 
 
 async def test_queue_and_kv_use_come_from_metrics_and_the_rest_from_models(

@@ -31,7 +31,7 @@ def asked(backend: VllmBackend, body: dict[str, Any] | None = None) -> Any:
 
 
 async def seen(http: aiohttp.ClientSession, backend: VllmBackend) -> Residence:
-    return (await probe(http, backend.url, BackendType.VLLM, timeout_s=2.0)).residence
+    return (await probe(http, backend.url, BackendType.VLLM, timeout_s=10.0)).residence
 
 
 async def failure(http: aiohttp.ClientSession, backend: VllmBackend) -> BackendError:
@@ -50,12 +50,12 @@ async def test_its_port_is_shut_until_it_is_ready_but_its_memory_is_taken(
         assert isinstance(backend, VllmBackend)
         starting = await seen(http, backend), backend.residence
         used_mb = host.card.memory_used_mb
-        await wait_until(lambda: backend.residence is Residence.RESIDENT, "it is ready", timeout_s=3.0)
+        await wait_until(lambda: backend.residence is Residence.RESIDENT, "it is ready")
 
         async def answers() -> bool:
             return await seen(http, backend) is Residence.RESIDENT
 
-        await wait_until(answers, "its port is open", timeout_s=3.0)
+        await wait_until(answers, "its port is open")
 
     assert starting == (Residence.UNLOADED, Residence.LOADING)
     assert used_mb == 20 * 1024
@@ -90,7 +90,7 @@ async def test_without_development_mode_sleep_and_pause_are_not_there(http: aioh
         for path in ("/sleep", "/wake_up", "/pause", "/resume"):
             async with http.post(backend.url + path) as response:
                 statuses.append(response.status)
-        found = await probe(http, backend.url, BackendType.VLLM, timeout_s=2.0)
+        found = await probe(http, backend.url, BackendType.VLLM, timeout_s=10.0)
 
     assert statuses == [404] * 4
     assert (found.residence, found.error) == (Residence.RESIDENT, None)

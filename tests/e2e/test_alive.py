@@ -36,7 +36,7 @@ async def check(stack: Stack, service: str, **environ: str) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    words, _ = await asyncio.wait_for(process.communicate(), 30)
+    words, _ = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode or 0, words.decode().strip()
 
 
@@ -69,8 +69,9 @@ async def test_a_replica_of_another_container_does_not_vouch_for_this_one(stack:
     assert await check(stack, "router", ORCH_HOST_NAME="1f0c") == (0, "router lives")
 
 
-@pytest.mark.parametrize(("silent_s", "status"), [(HEARTBEAT_TTL_S + 5, 1), (0.0, 0)])
+@pytest.mark.parametrize(("silent_s", "status"), [(HEARTBEAT_TTL_S + 5, 1), (-60.0, 0)])
 async def test_a_service_that_fell_silent_is_not_alive(stack: Stack, silent_s: float, status: int) -> None:
+    """The living one has a heartbeat of the future: a slow machine must not take it for silent."""
     seconds, _ = await stack.redis.time()
     entry = {"service": "router", "host": "host", "boot": "b", "heartbeat_ms": (seconds - silent_s) * 1000}
     await stack.redis.hset(stack.keys.services, "router-host", json.dumps(entry))
@@ -114,7 +115,7 @@ async def test_a_server_that_answers_otherwise_is_not_the_api(stack: Stack) -> N
     async def lives() -> bool:
         return (await check(stack, "simulator", ORCH_SIMULATOR__PORT=str(port)))[0] == 0
 
-    await wait_until(lives, "the simulator lives", timeout_s=30.0)
+    await wait_until(lives, "the simulator lives", timeout_s=60.0)
     status, words = await check(stack, "api", ORCH_API__PORT=str(port))
 
     assert status == 1

@@ -1,4 +1,4 @@
-"""Models registered by name and URL: slots, context and the name at the server are what the server says."""
+"""Models registered by name and URL: kind, slots, context and name at the server are what that says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def stack(
         "gpu": {"source": "none", "interval_s": 0.2},
         "models": [
             {"name": "llama", "url": small_llama.url},
-            {"name": "large", "backend": "vllm", "url": vllm.url},
+            {"name": "large", "url": vllm.url},
         ],
     }
     async with running_stack(tmp_path, redis_url, config, ("monitor", "router", "api")) as stack:
@@ -45,12 +45,15 @@ async def stack(
 async def test_what_a_llama_cpp_says_of_itself_is_used(stack: Stack, small_llama: LlamaServer) -> None:
     status = await _status(stack, "llama")
     assert (status["slots"], status["context_tokens"]) == (small_llama.slots, small_llama.context_tokens)
+    assert (status["backend"], status["registration"]["backend"]) == ("llama_cpp", None)
     assert await _known(stack, "llama", "upstream_name") == small_llama.alias
     await _answers(stack, "llama")
 
 
 async def test_what_a_vllm_says_of_itself_is_used(stack: Stack, vllm: VllmBackend) -> None:
-    assert (await _status(stack, "large"))["context_tokens"] == vllm.model.context_tokens
+    status = await _status(stack, "large")
+    assert (status["backend"], status["context_tokens"]) == ("vllm", vllm.model.context_tokens)
+    await wait_until(lambda: _owner_is(stack, "large", "vllm"), "clients are told the kind")
     assert await _known(stack, "large", "upstream_name") == "org/served"
     await _answers(stack, "large")
 
@@ -73,6 +76,11 @@ async def _answers(stack: Stack, name: str) -> None:
 async def _known(stack: Stack, model: str, field: str) -> str | None:
     value = await stack.redis.hget(stack.keys.model(model), field)
     return None if value is None else str(value)
+
+
+async def _owner_is(stack: Stack, model: str, owner: str) -> bool:
+    async with stack.http.get(f"{stack.api}/v1/models/{model}") as answer:
+        return bool((await answer.json())["owned_by"] == owner)
 
 
 async def _status(stack: Stack, model: str) -> Json:

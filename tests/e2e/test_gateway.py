@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from tests.kit.configs import free_ports, simulated_config, simulated_model
 from tests.kit.simulation import Simulation
 from tests.kit.stack import Json, Stack, running_stack
+from tests.kit.stopwatch import Stopwatch
 from tests.kit.waiting import wait_until
 
 MESSAGES = [{"role": "user", "content": "what is a queue"}]
@@ -38,8 +38,8 @@ async def stack(tmp_path: Path, redis_url: str) -> AsyncIterator[Stack]:
         await wait_until(free, "every slot is given back")
 
 
-async def _post(stack: Stack, body: Json, path: str = PATH, **headers: str) -> tuple[int, Any, str]:
-    async with stack.http.post(stack.api + path, json=body, headers=headers) as answer:
+async def _post(stack: Stack, body: Json, path: str = PATH, *, api: str = "") -> tuple[int, Any, str]:
+    async with stack.http.post((api or stack.api) + path, json=body) as answer:
         return answer.status, answer.headers, await answer.text()
 
 
@@ -83,10 +83,10 @@ async def test_a_client_that_leaves_frees_its_slot_within_a_second(stack: Stack)
             return await simulation.busy_slots("slow") == 0
 
         await wait_until(busy, "the backend generates")
-        asked.cancel()
-        left = time.monotonic()
-        await wait_until(free, "the backend's slot is free")
-        assert time.monotonic() - left < 1
+        with Stopwatch(*stack.pids) as left:
+            asked.cancel()
+            await wait_until(free, "the backend's slot is free")
+            assert left.elapsed_s < 1
 
 
 async def test_a_dead_backend_is_replaced_by_another_before_the_client_hears_of_it(stack: Stack) -> None:
@@ -114,21 +114,20 @@ async def test_a_stopped_api_leaves_no_job_running(tmp_path: Path, redis_url: st
     model = simulated_model("slow", free_ports(1)[0], slots=1, tokens_per_second=10)
     services = ("simulator", "monitor", "router")
     async with running_stack(tmp_path, redis_url, simulated_config([model]), (*services, "api")) as stack:
-        extra = stack.start("api", environ={"ORCH_API__PORT": str(free_ports(1)[0])}, instance="second")
-        url = await _address(stack, "second")
+        port = free_ports(1)[0]
+        extra = stack.start("api", environ={"ORCH_API__PORT": str(port)}, instance="second")
+        url = f"http://127.0.0.1:{port}"
+        await stack.ready(url)
         body = {"model": "slow", "messages": MESSAGES, "max_tokens": 2000, "stream": True}
         async with stack.http.post(url + PATH, json=body) as running:
+            assert running.status == 200, await running.text()
             assert await running.content.readline()
-            waiting = asyncio.create_task(stack.http.post(url + PATH, json={**body, "stream": False}))
-
-            async def both() -> bool:
-                return await stack.jobs.counts() == (1, 1)
-
-            await wait_until(both, "one waits and one runs")
+            waiting = asyncio.create_task(_post(stack, {**body, "stream": False}, api=url))
+            await _one_waits_and_one_runs(stack, waiting)
             assert await stack.stop(extra) == 0
             text = await running.text()
-        async with await waiting as refused:
-            assert refused.status == 503
+        status, _, refused = await waiting
+        assert status == 503, refused
 
         assert '"code":"api_stopped"' in text
         assert text.endswith("data: [DONE]\n\n")
@@ -136,9 +135,18 @@ async def test_a_stopped_api_leaves_no_job_running(tmp_path: Path, redis_url: st
         assert await stack.in_flight("slow") == 0
 
 
-async def _address(stack: Stack, instance: str) -> str:
-    async def found() -> str | None:
-        services = await stack.fleet.services()
-        return next((entry.address for entry in services if entry.instance == instance), None)
+async def _one_waits_and_one_runs(stack: Stack, waiting: asyncio.Task[Any]) -> None:
+    """Wait for it; a request that is answered instead of waiting fails with its answer."""
+    counts = (0, 0)
 
-    return await wait_until(found, f"{instance} is among the services", timeout_s=20)
+    async def reached() -> bool:
+        nonlocal counts
+        counts = await stack.jobs.counts()
+        assert not waiting.done(), f"answered instead of waiting: {waiting.result()}"
+        return counts == (1, 1)
+
+    try:
+        await wait_until(reached, "one waits and one runs")
+    except AssertionError as error:
+        kinds = [(event.fields["job_id"], event.fields["type"]) for event in await stack.events()]
+        raise AssertionError(f"{error}; {counts} wait and run, {kinds}, {stack.output('second')}") from None

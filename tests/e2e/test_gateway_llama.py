@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tests.kit.backends import busy_slots
 from tests.kit.configs import free_ports
 from tests.kit.llama_server import LlamaServer
 from tests.kit.stack import Json, Stack, running_stack
+from tests.kit.stopwatch import Stopwatch
 from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.llamacpp
@@ -103,7 +103,7 @@ async def test_a_client_that_leaves_frees_llama_cpps_slot(stack: Stack, small_ll
             return await busy_slots(stack.http, small_llama.url) == 0
 
         await wait_until(busy, "llama.cpp generates")
-        asked.cancel()
-        left = time.monotonic()
-        await wait_until(free, "the slot is free")
-        assert time.monotonic() - left < 1
+        with Stopwatch(*stack.pids) as left:
+            asked.cancel()
+            await wait_until(free, "the slot is free")
+            assert left.elapsed_s < 1

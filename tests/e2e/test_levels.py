@@ -83,5 +83,5 @@ async def test_a_hold_is_written_once_however_many_samples_come(stack: Stack) ->
     async def more_samples() -> bool:
         return int(await stack.redis.xlen(stack.keys.gpu_samples)) >= first + 10
 
-    await wait_until(more_samples, "ten more samples", timeout_s=15)
+    await wait_until(more_samples, "ten more samples")
     assert (await stack.event_types(job)).count("job.held") == 1

@@ -15,9 +15,9 @@ from tests.kit.stack import Stack, running_stack
 
 @pytest.fixture
 async def stack(tmp_path: Path, redis_url: str) -> AsyncIterator[Stack]:
-    async with running_stack(
-        tmp_path, redis_url, simulated_config(), ("simulator", "monitor", "router", "api")
-    ) as stack:
+    config = simulated_config(router={"idle_timeout_s": 2.0})
+    services = ("simulator", "monitor", "router", "api")
+    async with running_stack(tmp_path, redis_url, config, services) as stack:
         yield stack
         assert Journal(await stack.events()).faults() == []
         assert await stack.in_flight("alpha") == 0

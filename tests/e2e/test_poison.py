@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
+from shared.store.server import EmbeddedRedis
 from tests.kit.configs import simulated_config
+from tests.kit.redis_fixture import empty
 from tests.kit.stack import Stack, running_stack
 from tests.kit.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BY_HAND: dict[str, Any] = {
     "v": 1,
@@ -24,15 +28,25 @@ BY_HAND: dict[str, Any] = {
 """The XADD of the contract."""
 
 
-@pytest.fixture
-async def stack(tmp_path: Path, redis_url: str) -> AsyncIterator[Stack]:
-    async with running_stack(
-        tmp_path, redis_url, simulated_config(), ("simulator", "monitor", "router", "api")
-    ) as stack:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def whole_stack(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: EmbeddedRedis
+) -> AsyncIterator[Stack]:
+    """One stack for all tests of this module."""
+    empty(redis_server.url)
+    services = ("simulator", "monitor", "router", "api")
+    directory = tmp_path_factory.mktemp("poison")
+    async with running_stack(directory, redis_server.url, simulated_config(), services) as stack:
         yield stack
-        job = await stack.ended(await stack.submit(prompt="still here", max_tokens=4))
-        assert job["state"] == "succeeded"
-        assert stack.output("router").count(" is up, ") == 1, "the router was not restarted"
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stack(whole_stack: Stack) -> AsyncIterator[Stack]:
+    """The stack, which serves after the test as before."""
+    yield whole_stack
+    job = await whole_stack.ended(await whole_stack.submit(prompt="still here", max_tokens=4))
+    assert job["state"] == "succeeded"
+    assert whole_stack.output("router").count(" is up, ") == 1, "the router was not restarted"
 
 
 async def _add(stack: Stack, fields: Mapping[str, Any]) -> str:
@@ -107,8 +121,12 @@ async def test_a_wrong_entry_is_a_dead_letter_that_names_what_is_wrong(
 
     assert named in letter["reason"]
     assert len(letter["raw"]) < 20_000
-    pending = await stack.redis.xpending(stack.keys.requests, "router")
-    assert pending["pending"] == 0
+
+    async def settled() -> bool:
+        pending = await stack.redis.xpending(stack.keys.requests, "router")
+        return bool(pending["pending"] == 0)
+
+    await wait_until(settled, "nothing is pending")
 
 
 async def test_a_ten_megabyte_prompt_is_refused_by_the_api_with_the_limit(stack: Stack) -> None:
@@ -123,6 +141,7 @@ async def test_a_ten_megabyte_prompt_is_refused_by_the_api_with_the_limit(stack:
 
 async def test_poison_between_good_entries_does_not_stop_them(stack: Stack) -> None:
     """Hazard H11: one bad among ten good; ten run, one is a dead letter."""
+    before = await stack.redis.xlen(stack.keys.dead)
     good = [await _add(stack, BY_HAND) for _ in range(5)]
     bad = await _add(stack, {"v": 1, "type": "job.request"})
     good += [await _add(stack, BY_HAND) for _ in range(5)]
@@ -135,4 +154,4 @@ async def test_poison_between_good_entries_does_not_stop_them(stack: Stack) -> N
             return record is not None and record.state == "succeeded"
 
         await wait_until(over, f"x-{entry} succeeds")
-    assert await stack.redis.xlen(stack.keys.dead) == 1
+    assert await stack.redis.xlen(stack.keys.dead) == before + 1

@@ -1,4 +1,4 @@
-"""The README's commands, curl lines and redis-cli lines, run word for word against what `make up` starts."""
+"""The README's commands, word for word, where nothing is installed but what it asks for."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ import pytest
 import yaml
 
 from shared import config
+from shared.store.server import PROGRAMS, SYSTEM_DIRECTORIES, WHEEL
 from tests.kit.stack import ROOT
 from tests.kit.waiting import wait_until
 
 PORTS = (8000, 6390)
 """The README speaks of the default ports, so they must be free for this test."""
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PROGRAMS_AT_HAND = ("make", "curl", "sh", "bash", "touch")
+"""Beside Python what the README asks for, and what any Linux has; neither a Redis nor redis-cli."""
 _STARTED_BY_THE_TEST = ("make up", "make test", "make check")
 
 
@@ -69,22 +72,27 @@ def checkout(tmp_path: Path) -> Path:
     for part in Path(sys.prefix).iterdir():
         if not part.name.startswith("."):
             (venv / part.name).symlink_to(part)
-    (venv / ".installed").touch()
+    for stamp in (".installed", ".tools"):
+        (venv / stamp).touch()
     return place
 
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """A plain environment, with our own command line standing in where redis-cli is not installed."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORCH_")}
-    if shutil.which("redis-cli"):
-        return kept
-    shims = tmp_path / "bin"
-    shims.mkdir()
-    shim = shims / "redis-cli"
+    """A new home and next to nothing on PATH, our own command line standing in for redis-cli."""
+    home, programs = tmp_path / "home", tmp_path / "bin"
+    home.mkdir()
+    programs.mkdir()
+    # Not by its name, which may be that of a version switcher's script.
+    (programs / "python3").symlink_to(Path(sys.executable).resolve())
+    for name in PROGRAMS_AT_HAND:
+        found = shutil.which(name)
+        assert found is not None, f"{name} is not installed"
+        (programs / name).symlink_to(found)
+    shim = programs / "redis-cli"
     shim.write_text(f'#!/bin/sh\nexec "{Path(sys.prefix) / "bin" / "gpu-orchestrator"}" redis "$@"\n')
     shim.chmod(0o755)
-    return {**kept, "PATH": f"{shims}:{kept['PATH']}"}
+    return {"HOME": str(home), "PATH": str(programs), "LANG": "C.UTF-8"}
 
 
 @pytest.fixture
@@ -100,20 +108,22 @@ def up(checkout: Path, environ: dict[str, str]) -> Iterator[subprocess.Popen[byt
         yield process
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 async def test_every_command_of_the_readme_works_as_it_stands(
     up: subprocess.Popen[bytes], checkout: Path, environ: dict[str, str]
 ) -> None:
     out = checkout / "up.out"
     await wait_until(
-        lambda: up.poll() is not None or "XREVRANGE" in out.read_text(), "make up is ready", timeout_s=90
+        lambda: up.poll() is not None or "XREVRANGE" in out.read_text(), "make up is ready", timeout_s=120
     )
     assert up.poll() is None, out.read_text()
     assert "SIMULATED" in out.read_text().upper()
+    if not any((Path(place) / name).exists() for place in SYSTEM_DIRECTORIES for name in PROGRAMS):
+        assert f"from the wheel {WHEEL}" in out.read_text()
 
     script = "set -euo pipefail\n" + "\necho '--- next block'\n".join(commands())
     code, printed = await _run(script, checkout, environ)
@@ -138,8 +148,18 @@ async def test_every_command_of_the_readme_works_as_it_stands(
     assert "ERR" not in redis
 
     os.killpg(up.pid, signal.SIGINT)
-    await wait_until(lambda: up.poll() is not None, "make up ends", timeout_s=30)
+    await wait_until(lambda: up.poll() is not None, "make up ends")
     assert [port for port in PORTS if _answers(port)] == []
+
+
+async def test_make_test_runs_the_tests_of_the_checkout(checkout: Path, environ: dict[str, str]) -> None:
+    """Those of one file: it is these very tests that would run."""
+    code, printed = await _run("make test ARGS='-v tests/unit/test_keys.py'", checkout, environ)
+
+    assert code == 0, printed
+    assert f"rootdir: {checkout}" in printed
+    assert "PASSED" in printed
+    assert "FAILED" not in printed
 
 
 def test_the_configuration_of_the_readme_is_valid() -> None:
@@ -160,7 +180,7 @@ async def _run(script: str, directory: Path, environ: dict[str, str]) -> tuple[i
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    printed, _ = await asyncio.wait_for(process.communicate(), timeout=90)
+    printed, _ = await asyncio.wait_for(process.communicate(), timeout=150)
     return process.returncode or 0, printed.decode()
 
 

@@ -188,7 +188,7 @@ async def unchecked(redis_url: str) -> AsyncIterator[Store]:
 async def _told(store: Store, directory: Path) -> list[str]:
     """What a client gets of ``j1``, which has ended."""
     stream = JobEvents(state_on(store, api_config(store.url, directory)), await store.job(), None).stream()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         text = b"".join([chunk async for chunk in stream]).decode()
     return [block for block in text.split("\n\n") if block]
 

@@ -52,6 +52,7 @@ async def test_a_waiting_job_has_the_fields_of_the_contract(api: ApiClient, api_
         "result": None,
         "error": None,
         "metadata": {"a": {"b": "c"}},
+        "request_id": answer.headers["x-request-id"],
     }
 
 

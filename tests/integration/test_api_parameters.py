@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.kit.api_fixture import ApiClient
+from tests.kit.api_fixture import ApiClient, at_rest
 from tests.kit.store_fixture import Store
 
 
 async def test_every_call_refuses_a_parameter_that_it_does_not_have(api: ApiClient, api_store: Store) -> None:
-    before = await api_store.dump()
+    before = await at_rest(api_store)
     calls = await _calls(api)
     assert {"/v1/gpu/status", "/v1/gpu/rebalance", "/v1/jobs", "/readyz", "/"} <= {
         path for _, path, _ in calls
@@ -23,11 +23,11 @@ async def test_every_call_refuses_a_parameter_that_it_does_not_have(api: ApiClie
         assert (problem["field"], problem["known"]) == ("limitt", known), (method, path)
         assert "limitt: is no parameter of this call" in problem["detail"]
 
-    assert await api_store.dump() == before
+    assert await at_rest(api_store) == before
 
 
 async def test_every_call_refuses_a_parameter_that_comes_twice(api: ApiClient, api_store: Store) -> None:
-    before = await api_store.dump()
+    before = await at_rest(api_store)
     repeated = [(method, path, name) for method, path, known in await _calls(api) for name in known]
     assert ("GET", "/v1/jobs", "limit") in repeated
 
@@ -36,7 +36,7 @@ async def test_every_call_refuses_a_parameter_that_comes_twice(api: ApiClient, a
         assert problem["field"] == name, (method, path)
         assert problem["detail"] == f"{name}: is given 2 times: give it once"
 
-    assert await api_store.dump() == before
+    assert await at_rest(api_store) == before
 
 
 @pytest.mark.parametrize(

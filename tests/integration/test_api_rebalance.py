@@ -13,7 +13,7 @@ from services.api.rebalance_bodies import Rebalance
 from shared.registry import Registration
 from shared.store.fleet import BackendSample, GpuSample
 from shared.store.records import StreamEntry
-from tests.kit.api_fixture import ApiClient
+from tests.kit.api_fixture import ApiClient, at_rest
 from tests.kit.store_fixture import Store
 
 _PATH = "/v1/gpu/rebalance"
@@ -81,7 +81,7 @@ async def test_with_an_old_sample_it_says_that_it_does_not_know(
 
     assert (action["action"], action["code"], action["gpu"]) == ("nothing", "unknown_readings", "host/0")
     assert re.search(
-        r"stopped \(last known 4\d s ago\).* see that the monitor of host runs", action["reason"]
+        r"stopped \(last known [4-9]\d s ago\).* see that the monitor of host runs", action["reason"]
     )
 
 
@@ -92,7 +92,7 @@ async def test_when_the_sample_is_gone_it_still_knows_since_when(api: ApiClient,
     (action,) = (await _get(api))["actions"]
 
     assert action["code"] == "unknown_readings"
-    assert re.search(r"last known 4\d s ago", action["reason"])
+    assert re.search(r"last known [4-9]\d s ago", action["reason"])
 
 
 async def test_without_samples_nothing_is_advised_and_that_is_said(api: ApiClient) -> None:
@@ -107,12 +107,12 @@ async def test_without_samples_nothing_is_advised_and_that_is_said(api: ApiClien
 async def test_a_preview_changes_nothing(api: ApiClient, api_store: Store) -> None:
     await _fleet(api_store, used_gb=12)
     await api.submit(model="cold")
-    before = await api_store.dump()
+    before = await at_rest(api_store)
 
     body = await _get(api)
 
     assert (body["id"], body["state"]) == (None, "preview")
-    assert await api_store.dump() == before
+    assert await at_rest(api_store) == before
 
 
 async def test_a_request_leaves_its_advice_in_the_control_stream(api: ApiClient, api_store: Store) -> None:
@@ -135,12 +135,12 @@ async def test_without_a_launcher_nothing_is_carried_out_and_nothing_written(
     api: ApiClient, api_store: Store
 ) -> None:
     await _fleet(api_store, used_gb=12)
-    before = await api_store.dump()
+    before = await at_rest(api_store)
 
     problem = (await api.call("POST", f"{_PATH}?execute=true")).problem(409)
 
     assert "no launcher is running" in problem["detail"]
-    assert await api_store.dump() == before
+    assert await at_rest(api_store) == before
 
 
 async def test_a_parameter_that_means_nothing_is_refused(api: ApiClient) -> None:

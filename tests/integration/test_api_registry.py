@@ -248,7 +248,7 @@ async def test_a_job_runs_on_a_model_registered_a_moment_ago(tmp_path: Path, red
             async with stack.http.get(path) as got:
                 return bool((await got.json())["residence"] == "resident")
 
-        await wait_until(probed, "its monitor has probed it", timeout_s=5)
+        await wait_until(probed, "its monitor has probed it")
         assert (job["state"], job["decision"]["model"]) == ("succeeded", "replica")
         assert job["decision"]["port"] == first
 

@@ -150,7 +150,9 @@ async def test_requests_are_forecast_for_every_model(api: ApiClient, api_store: 
     rates = (await _forecast(api))["requests_per_minute"]
 
     assert set(rates) == {"alpha", "beta"}
-    assert (rates["alpha"]["now"], rates["alpha"]["projected"]) == (4, {"low": 4, "mid": 4, "high": 4})
+    assert rates["alpha"]["now"] == 4
+    # Not exactly, once the minute has ended in which the last ones came.
+    assert rates["alpha"]["projected"] == pytest.approx({"low": 4, "mid": 4, "high": 4}, abs=0.1)
     assert rates["alpha"]["forecast"]["quality"] == "measured"
     assert (rates["beta"]["now"], rates["beta"]["forecast"]["quality"]) == (None, "no_samples")
     assert "no request" in rates["beta"]["detail"]

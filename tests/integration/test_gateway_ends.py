@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from shared.states import JobState
 from tests.integration.test_gateway_relay import DONE, WORDS, chunk, errors_in
 from tests.kit.faulty_server import SSE_HEAD, FaultyServer, answer, faulty_server
 from tests.kit.gateway import CHAT, STREAM, Desk, desk
+from tests.kit.stopwatch import Stopwatch
 from tests.kit.store_fixture import Store
 from tests.kit.waiting import wait_until
 
@@ -59,10 +59,10 @@ async def _first_bytes(api: Desk, backend: FaultyServer) -> tuple[aiohttp.Client
 async def test_a_client_that_leaves_frees_its_backend_at_once(store: Store, tmp_path: Path) -> None:
     async with desk(store, tmp_path) as api, faulty_server(SSE_HEAD, chunk("hello"), end="hang") as backend:
         response, job_id = await _first_bytes(api, backend)
-        left = time.monotonic()
-        response.close()
-        await asyncio.wait_for(backend.left.wait(), 5)
-        freed_s = time.monotonic() - left
+        with Stopwatch() as left:
+            response.close()
+            await asyncio.wait_for(backend.left.wait(), 30)
+            freed_s = left.elapsed_s
         job = await api.ended(job_id)
 
     assert freed_s < 1
@@ -78,7 +78,7 @@ async def test_a_client_that_leaves_before_the_first_byte_frees_its_backend(
         job_id = await api.grant(backend.url)
         await wait_until(lambda: backend.requests, "the backend is asked")
         asked.cancel()
-        await asyncio.wait_for(backend.left.wait(), 5)
+        await asyncio.wait_for(backend.left.wait(), 30)
 
         assert (await api.ended(job_id))["state"] == "cancelled"
 
@@ -140,11 +140,11 @@ async def test_a_deadline_that_passes_while_it_runs_ends_it(
     store: Store, tmp_path: Path, *, stream: bool
 ) -> None:
     async with desk(store, tmp_path) as api, faulty_server(SSE_HEAD, chunk("hello"), end="hang") as backend:
-        asked = api.asks({**CHAT, "stream": stream}, **{"X-Deadline-S": "1.5"})
+        asked = api.asks({**CHAT, "stream": stream}, **{"X-Deadline-S": "2.5"})
         job_id = await api.grant(backend.url)
         got = await asked
         job = await api.ended(job_id)
-        await asyncio.wait_for(backend.left.wait(), 5)
+        await asyncio.wait_for(backend.left.wait(), 30)
 
     if stream:
         assert [error["code"] for error in errors_in(got.text)] == ["deadline_exceeded"]

@@ -43,7 +43,7 @@ async def test_without_redis_the_calls_say_when_to_come_again(tmp_path: Path, re
             async def listed() -> bool:
                 return (await api.get("/v1/models")).status == 200
 
-            await wait_until(listed, "the models are listed", timeout_s=20)
+            await wait_until(listed, "the models are listed", timeout_s=60)
             redis.kill()
             again = await api.call("POST", "/v1/chat/completions", json=CHAT)
     finally:
@@ -87,7 +87,7 @@ async def test_a_request_given_up_while_it_is_submitted_leaves_no_job_in_the_que
         await wait_until(lambda: _waiting(store, 0), "the queue is empty")
         os.kill(redis.pid, signal.SIGSTOP)
         try:
-            asked = api.asks(CHAT, **{"X-Deadline-S": "30" if leaves else "0.3"})
+            asked = api.asks(CHAT, **{"X-Deadline-S": "30" if leaves else "1"})
             await wait_until(lambda: api.state.gateway.open_requests == 1, "it is being submitted")
             if leaves:
                 asked.cancel()

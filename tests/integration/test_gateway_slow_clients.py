@@ -14,13 +14,14 @@ import aiohttp
 
 from tests.kit.faulty_server import answer, faulty_server
 from tests.kit.gateway import Desk, desk
+from tests.kit.stopwatch import Stopwatch
 from tests.kit.store_fixture import MODEL, Store
 from tests.kit.stream_clients import PATH, Heard, Verdict, client_session
 from tests.kit.waiting import wait_until
 from tests.kit.word_server import Script, WordServer
 
-IDLE_S = 2.0
-STANDSTILL_S = 3.0
+IDLE_S = 3.0
+STANDSTILL_S = 3.5
 AT_ONCE_S = 0.8
 """Less than the second that a slow client is given for the word that its answer broke off."""
 SCRIPT = Script(1, events=2500, size=4000)
@@ -71,10 +72,10 @@ async def test_a_slow_client_does_not_hold_up_the_record_of_its_jobs_end(
             # The best of three: a loaded machine may be late once or twice.
             for _ in range(3):
                 async with _stuck(api, server) as (job_id, _):
-                    asked = time.monotonic()
-                    await store.jobs.cancel(job_id, "no longer needed")
-                    assert (await api.ended(job_id))["state"] == "cancelled"
-                    took_s.append(time.monotonic() - asked)
+                    with Stopwatch() as asked:
+                        await store.jobs.cancel(job_id, "no longer needed")
+                        assert (await api.ended(job_id))["state"] == "cancelled"
+                        took_s.append(asked.elapsed_s)
 
     assert min(took_s) < AT_ONCE_S, took_s
 

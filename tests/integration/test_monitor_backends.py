@@ -129,11 +129,13 @@ async def test_a_hanging_backend_delays_neither_the_others_nor_the_gpus(
         async with running_monitor(settings):
             await wait_until(lambda: hanging.requests, "the hanging backend was asked")
             reads = gpus.reads
-            await probed_again(store, "alpha", times=5)
-            assert gpus.reads >= reads + 3
-            assert "probe_ms" not in await store.model("stuck")
             failed = await probed(store, "stuck", residence="failed")
+            meanwhile = gpus.reads - reads
+            probes = [entry.fields["model"] for entry in await backend_samples(store)]
     assert "backend_timeout" in failed["probe_error"]
+    # Two seconds, ten times a second: so few only on a machine that is very busy itself.
+    assert meanwhile >= 4
+    assert probes.index("stuck") >= 4
 
 
 async def test_the_registry_is_followed_while_running(settings: Settings, store: Store) -> None:

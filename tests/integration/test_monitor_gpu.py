@@ -77,7 +77,7 @@ async def test_a_reading_lands_in_the_stream_the_hash_and_the_level_hash(
     assert {name: entry.fields.get(name) for name in expected} == expected
     assert {name: hashed.get(name) for name in expected} == expected
     assert list(entry.fields)[:3] == ["v", "type", "gpu"]
-    assert 0 <= int(entry.fields["age_ms"]) < 1000
+    assert 0 <= int(entry.fields["age_ms"]) < 10_000
     assert (levels["full"], levels["effective_utilization"]) == ("0", "0.6")
     assert int(levels["pressure_since_ms"]) == int(entry.fields["ts_ms"])
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from shared.store.server import EmbeddedRedis
 from tests.kit.monitor import GPU, GpuEndpoint, gpu
 from tests.kit.redis_fixture import free_port, redis_reply
 from tests.kit.stack import Stack
+from tests.kit.stopwatch import Stopwatch
 from tests.kit.store_fixture import Store
 from tests.kit.waiting import wait_until
 
@@ -51,24 +52,24 @@ async def first_sample(stack: Stack) -> None:
     async def sampled() -> bool:
         return bool(await stack.redis.exists(stack.keys.of("gpu", GPU)))
 
-    await wait_until(sampled, "a first sample", timeout_s=20)
+    await wait_until(sampled, "a first sample", timeout_s=60)
 
 
 async def said(stack: Stack, words: str) -> None:
-    await wait_until(lambda: words in stack.output("monitor"), f"the monitor says {words!r}", timeout_s=20)
+    await wait_until(lambda: words in stack.output("monitor"), f"the monitor says {words!r}", timeout_s=60)
 
 
 async def ended(stack: Stack, process: subprocess.Popen[bytes]) -> tuple[int, list[str]]:
     """Exit status and what was printed, once it has ended by itself."""
-    await wait_until(lambda: process.poll() is not None, "the monitor ends", timeout_s=20)
+    await wait_until(lambda: process.poll() is not None, "the monitor ends", timeout_s=60)
     return process.returncode, stack.output("monitor").splitlines()
 
 
 async def stop_in_time(process: subprocess.Popen[bytes]) -> int:
-    started = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    await wait_until(lambda: process.poll() is not None, "the monitor stops")
-    assert time.monotonic() - started < _STOP_S
+    with Stopwatch(process.pid) as told:
+        process.send_signal(signal.SIGTERM)
+        await wait_until(lambda: process.poll() is not None, "the monitor stops")
+        assert told.elapsed_s < _STOP_S
     return process.returncode
 
 
@@ -95,11 +96,16 @@ async def test_a_killed_monitor_leaves_a_sample_that_expires_and_a_level_that_ho
     assert level_ttl == -1
     assert (await store.fleet.level(GPU))["pressure"] == "critical"
 
+    # For some seconds it counts as alive; here until its successor has come, however slow the machine is.
+    name = "monitor-host"
+    entry = json.loads(str(await store.redis.hget(store.keys.services, name)))
+    entry["heartbeat_ms"] += 600_000
+    await store.redis.hset(store.keys.services, name, json.dumps(entry))
     successor = stack.start("monitor")
     await said(stack, "another monitor of this host")
     gpus.cards = [gpu(use=0.83)]
     seen = gpus.reads
-    await wait_until(lambda: gpus.reads >= seen + 5, "its successor reads", timeout_s=20)
+    await wait_until(lambda: gpus.reads >= seen + 5, "its successor reads", timeout_s=60)
     assert (await store.fleet.level(GPU))["pressure"] == "critical"
     assert await stop_in_time(successor) == 0
 
@@ -165,7 +171,7 @@ async def test_an_evicting_redis_is_one_line_and_status_1(tmp_path: Path, gpus: 
 async def test_an_instance_name_that_is_taken_is_one_line_and_status_1(stack: Stack, store: Store) -> None:
     await store.fleet.heartbeat("mine", "another boot", {"service": "monitor"})
     process = stack.start("monitor", instance="mine")
-    await wait_until(lambda: process.poll() is not None, "the monitor ends", timeout_s=20)
+    await wait_until(lambda: process.poll() is not None, "the monitor ends", timeout_s=60)
     lines = stack.output("mine").splitlines()
     assert process.returncode == 1
     assert len(lines) == 1

@@ -120,7 +120,7 @@ async def test_a_blocking_read_waits_for_the_entry(redis_server: EmbeddedRedis, 
     reader = await asyncio.create_subprocess_exec(*CLI, *words, stdout=PIPE)
     await wait_until(lambda: b"cmd=xread" in _clients(redis_url), "the reader waits")
     redis_reply(redis_url, "XADD", "orch:jobs:events", "7-1", "type", "job.queued")
-    shown, _ = await asyncio.wait_for(reader.communicate(), 10)
+    shown, _ = await asyncio.wait_for(reader.communicate(), 30)
     assert shown == b"orch:jobs:events\n7-1\ntype\njob.queued\n"
 
 
@@ -129,7 +129,7 @@ async def test_ctrl_c_ends_a_blocking_read_quietly(redis_server: EmbeddedRedis, 
     reader = await asyncio.create_subprocess_exec(*CLI, *words, stdout=PIPE, stderr=PIPE)
     await wait_until(lambda: b"cmd=xread" in _clients(redis_url), "the reader waits")
     reader.send_signal(signal.SIGINT)
-    shown, complaints = await asyncio.wait_for(reader.communicate(), 10)
+    shown, complaints = await asyncio.wait_for(reader.communicate(), 30)
     assert (shown, complaints, reader.returncode) == (b"", b"", 130)
 
 

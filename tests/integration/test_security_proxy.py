@@ -124,7 +124,7 @@ async def _behind_nginx(directory: Path, stack: Stack) -> AsyncIterator[aiohttp.
                 except aiohttp.ClientError:
                     return False
 
-            await wait_until(up, "nginx passes on", timeout_s=20)
+            await wait_until(up, "nginx passes on", timeout_s=60)
             yield client
 
 

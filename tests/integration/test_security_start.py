@@ -40,7 +40,7 @@ async def _answers(process: ApiProcess, path: str, status: HTTPStatus) -> None:
         assert process.poll() is None, _output(process)
         return await asyncio.to_thread(_status, process, path) == status
 
-    await wait_until(answered, f"{path} answers {status}", timeout_s=20)
+    await wait_until(answered, f"{path} answers {status}", timeout_s=60)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ async def test_without_a_key_it_does_not_start_where_one_is_needed_and_says_how_
     process = _process(store, tmp_path, **settings)
     process.launch()
     code = await wait_until(
-        lambda: None if process.poll() is None else (process.poll(),), "it ends", timeout_s=20
+        lambda: None if process.poll() is None else (process.poll(),), "it ends", timeout_s=60
     )
 
     assert code == (2,)

@@ -20,7 +20,7 @@ import pytest
 from tests.kit.stack import ROOT
 
 PROGRAM = (sys.executable, "-m", "services.cli")
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest_asyncio
 from shared.store.server import EmbeddedRedis
 from tests.kit.cli import PROGRAM, Commands, Ended, environment
 from tests.kit.configs import free_ports, simulated_config, simulated_model
-from tests.kit.redis_fixture import redis_reply
+from tests.kit.redis_fixture import empty
 from tests.kit.stack import Stack, running_stack
 
 
@@ -51,7 +51,7 @@ async def cli_stack(
     redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Stack]:
     """One stack for the whole module: alpha answers at once, slow takes minutes."""
-    redis_reply(redis_server.url, "FLUSHALL")
+    empty(redis_server.url)
     first, second = free_ports(2)
     models = [
         simulated_model("alpha", first),

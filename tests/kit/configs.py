@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from typing import Any
 
+from tests.kit.ports import free_ports as free_ports
+
 FAST = 1_000_000.0
 """Tokens a second at which generating costs no time."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def simulated_model(name: str, port: int, **changes: Any) -> dict[str, Any]:
@@ -50,7 +39,7 @@ def simulated_config(models: Sequence[dict[str, Any]] = (), **sections: dict[str
         "gpu": {"interval_s": 0.2},
         "models": chosen,
         "simulator": {"port": control, "load_s": 0},
-        "router": {"retry_base_s": 0.05, "idle_timeout_s": 2.0},
+        "router": {"retry_base_s": 0.05, "idle_timeout_s": 10.0},
     }
     for name, section in sections.items():
         config[name] = {**config.get(name, {}), **section}

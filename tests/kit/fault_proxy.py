@@ -59,7 +59,7 @@ class FaultProxy:
         self.release()
         # A stalled command still has to reach the server: its link ends by itself once its client is gone.
         if self._links:
-            late = (await asyncio.wait(self._links, timeout=5.0))[1]
+            late = (await asyncio.wait(self._links, timeout=30.0))[1]
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

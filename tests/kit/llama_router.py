@@ -22,6 +22,7 @@ class LlamaRouter:
         app = web.Application()
         app.router.add_get("/health", self._health)
         app.router.add_get("/models", self._models)
+        app.router.add_get("/v1/models", self._models)
         app.router.add_get("/props", self._props)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/slots", self._slots)

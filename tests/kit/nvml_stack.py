@@ -62,7 +62,7 @@ async def nvml_stack(
     async with Stack(directory, config) as stack:
         stack.start("monitor", environ=driver.environ)
         await stack.start_all(("router", "api"))
-        await wait_until(lambda: probed(stack), "the monitor has seen every model", timeout_s=20)
+        await wait_until(lambda: probed(stack), "the monitor has seen every model", timeout_s=60)
         yield stack
 
 

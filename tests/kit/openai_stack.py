@@ -17,7 +17,7 @@ from tests.kit.configs import free_ports
 from tests.kit.llama_server import LlamaServer
 from tests.kit.openai_client import openai_client
 from tests.kit.recording_proxy import RecordingProxy, recording_proxy
-from tests.kit.redis_fixture import redis_reply
+from tests.kit.redis_fixture import empty
 from tests.kit.stack import Json, Stack, running_stack
 from tests.kit.waiting import wait_until
 
@@ -86,7 +86,7 @@ async def openai_stack(
     embedding_llama: LlamaServer,
 ) -> AsyncIterator[OpenAiStack]:
     """One stack for all tests of a module, which run in the module's loop; every slot is given back."""
-    redis_reply(redis_server.url, "FLUSHALL")
+    empty(redis_server.url)
     urls = {"small": small_llama.url, "bi-medix2": large_llama.url, "embedder": embedding_llama.url}
     directory = tmp_path_factory.mktemp("openai")
     async with AsyncExitStack() as leaving:

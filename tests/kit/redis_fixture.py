@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
 
 from shared.store import raw
 from shared.store.server import EmbeddedRedis
-
-
-def free_port() -> int:
-    """A port on 127.0.0.1 that nothing listened on a moment ago."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+from tests.kit.ports import free_port as free_port
 
 
 def redis_reply(url: str, *command: str) -> raw.Reply:
@@ -23,6 +16,13 @@ def redis_reply(url: str, *command: str) -> raw.Reply:
     reply = next(raw.replies(url, command))
     assert not isinstance(reply, raw.Failure), f"{command}: {reply}"
     return reply
+
+
+def empty(url: str) -> None:
+    """Forget everything, also what processes that are gone had sent and a slow server has not read yet."""
+    for kind in ("normal", "pubsub"):
+        redis_reply(url, "CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+    redis_reply(url, "FLUSHALL")
 
 
 @pytest.fixture(scope="session")
@@ -35,5 +35,5 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedR
 @pytest.fixture
 def redis_url(redis_server: EmbeddedRedis) -> str:
     """The URL of the session's server, emptied."""
-    redis_reply(redis_server.url, "FLUSHALL")
+    empty(redis_server.url)
     return redis_server.url

@@ -25,7 +25,8 @@ from shared.store.streams import read_range
 from tests.kit.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-_STOP_S = 15.0
+_READY_S = 60.0
+_STOP_S = 30.0
 _END_S = 60.0
 Json = dict[str, Any]
 
@@ -87,6 +88,15 @@ class Stack:
         self._latest[name] = process
         return process
 
+    @property
+    def pids(self) -> list[int]:
+        """Of all processes that were started and not found ended."""
+        return [process.pid for process in self._processes if process.returncode is None]
+
+    def process(self, name: str) -> subprocess.Popen[bytes]:
+        """The process started last under this name."""
+        return self._latest[name]
+
     def kill(self, name: str) -> None:
         """SIGKILL the process started last under this name."""
         process = self._latest[name]
@@ -103,15 +113,25 @@ class Stack:
             self.start(service)
         await self.ready()
 
-    async def ready(self) -> None:
-        await wait_until(self._is_ready, "the api says ready", timeout_s=30.0)
+    async def ready(self, api: str = "") -> None:
+        """Wait until this api (by default the stack's) says that all is up: before, it refuses what comes."""
+        last: object = None
 
-    async def _is_ready(self) -> bool:
+        async def says_so() -> bool:
+            nonlocal last
+            try:
+                async with self.http.get(f"{api or self.api}/readyz") as answer:
+                    last = await answer.text()
+                    return answer.status == 200
+            except aiohttp.ClientError as error:
+                last = error
+                return False
+
         try:
-            async with self.http.get(f"{self.api}/readyz") as answer:
-                return answer.status == 200
-        except aiohttp.ClientError:
-            return False
+            await wait_until(says_so, "the api says ready", timeout_s=_READY_S)
+        except AssertionError as error:
+            tails = {name: self.output(name)[-1000:] for name in self._latest}
+            raise AssertionError(f"{error}; it said {last}; the ends of the logs: {tails}") from None
 
     async def post(self, job: Json, *, wait_s: float | None = None, **headers: str) -> tuple[int, Json]:
         """POST a job; status and body."""

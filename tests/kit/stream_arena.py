@@ -68,15 +68,7 @@ class Arena:
 
     async def ready(self, api: str) -> None:
         """Wait until this api says that all is ready."""
-
-        async def answers() -> bool:
-            try:
-                async with self.stack.http.get(f"{self.urls[api]}/readyz") as answer:
-                    return answer.status == 200
-            except aiohttp.ClientError:
-                return False
-
-        await wait_until(answers, f"{api} is ready", timeout_s=30)
+        await self.stack.ready(self.urls[api])
 
     def ask(self, api: str, model: str, *, pace_s: float = 0.0, **script: Any) -> Client:
         """A new client of this api; with ``pace_s`` it reads in small bites so far apart."""
@@ -97,7 +89,7 @@ class Arena:
             busy = [await server.busy(self.stack.http) for server in self.servers.values()]
             return await self.stack.jobs.counts() == (0, 0) and not any(busy)
 
-        await wait_until(over, "nothing waits and nothing runs", timeout_s=20)
+        await wait_until(over, "nothing waits and nothing runs", timeout_s=40)
 
     async def journal(self) -> Journal:
         """The history once all is over, found sound: every job ended once, and every slot is free."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from shared.errors import StoreUnavailable
+from shared.log_lines import said_in
 from tests.kit.redis_fixture import free_port, redis_reply
 from tests.kit.waiting import wait_until
 
@@ -64,7 +65,7 @@ class Up:
         def over() -> bool:
             return "is ready" in self.output or self.process.poll() is not None
 
-        await wait_until(over, "up is ready", timeout_s=20)
+        await wait_until(over, "up is ready", timeout_s=60)
         assert "is ready" in self.output, self.output
         for name in self.services:
             await wait_until((self.directory / f"{name}-ran").exists, f"{name} has started")
@@ -82,7 +83,8 @@ class Up:
         return int(info.partition(b"process_id:")[2].split()[0])
 
     def lines(self, part: str) -> list[str]:
-        return [line for line in self.output.splitlines() if part in line]
+        """What it said with this in it, of its log the messages."""
+        return [said for line in self.output.splitlines() if part in (said := said_in(line))]
 
 
 class Starter:
@@ -90,7 +92,7 @@ class Starter:
         self._directory = directory
         self.started: list[Up] = []
 
-    def __call__(self, *services: str, ready_timeout_s: float = 20.0, **settings: str) -> Up:
+    def __call__(self, *services: str, ready_timeout_s: float = 60.0, **settings: str) -> Up:
         return self._start([str(DRIVER), str(ready_timeout_s), *services], settings)
 
     def real(self, **settings: str) -> Up:

@@ -72,7 +72,14 @@ async def gateway_to(
 ) -> AsyncIterator[VllmClient]:
     """A gateway whose every job goes to this server, ``tiny`` and ``nope`` (which it does not have) alike."""
     models = [
-        {"name": name, "backend": "vllm", "url": vllm.server.url, "agent_types": ["Chat"]}
+        {
+            "name": name,
+            "backend": "vllm",
+            "url": vllm.server.url,
+            "agent_types": ["Chat"],
+            # A name that was said is not waited for to be found out.
+            "upstream_name": name,
+        }
         for name in (vllm.server.name, "nope")
     ]
     async with desk(store, directory, models=models) as api, asyncio.TaskGroup() as group:

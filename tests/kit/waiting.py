@@ -10,6 +10,8 @@ from typing import Any, TypeVar, overload
 
 Truth = TypeVar("Truth")
 _EVERY_S = 0.02
+_PATIENCE_S = 30.0
+"""Nearly all that is waited for takes a hundredth of it on an idle machine: the rest is for a busy one."""
 
 
 @overload
@@ -20,7 +22,9 @@ async def wait_until(
 async def wait_until(
     condition: Callable[[], Truth | None], description: str, *, timeout_s: float = ...
 ) -> Truth: ...
-async def wait_until(condition: Callable[[], Any], description: str, *, timeout_s: float = 10.0) -> Any:
+async def wait_until(
+    condition: Callable[[], Any], description: str, *, timeout_s: float = _PATIENCE_S
+) -> Any:
     """Poll ``condition`` until it is true and return what it said; fails with ``description`` in the end."""
     limit = time.monotonic() + timeout_s
     while True:

@@ -115,7 +115,7 @@ class WordServer:
         async def answers() -> bool:
             return await self.busy(http) is not None
 
-        await wait_until(answers, f"{self.url} answers", timeout_s=20)
+        await wait_until(answers, f"{self.url} answers", timeout_s=60)
 
 
 class _Words:

@@ -156,6 +156,7 @@ def models_of(draw: st.DrawFn, name: str, numbers: st.SearchStrategy[float]) -> 
         breaker_open_for_ms=draw(_PAUSES),
         breaker_half_open=draw(st.booleans()),
         saturated_for_ms=draw(_PAUSES),
+        name_unknown_for_ms=draw(_PAUSES),
         unprobed=draw(st.booleans()),
         unprobed_ms=draw(_maybe(numbers)),
     )

@@ -15,6 +15,7 @@ from shared.backends.errors import (
     Broken,
     Rejected,
     Saturated,
+    UnknownModel,
     error_detail,
     from_error_object,
     from_status,
@@ -31,6 +32,33 @@ def test_every_status_that_is_no_success_has_one_meaning(status: int) -> None:
 
     expected = Saturated if status in (429, 503) else Rejected if status < 500 or status == 501 else Broken
     assert (type(error), error.status, error.detail) == (expected, status, "words")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (404, "The model `x` does not exist. Valid aliases: org/served."),
+        (400, "model 'zzz' not found"),
+        (404, 'model "zzz" not found, try pulling it first'),
+    ],
+)
+def test_a_server_that_does_not_know_the_name_is_told_from_one_that_refuses(status: int, words: str) -> None:
+    error = from_status(status, words)
+    assert (type(error), error.type, error.status) == (UnknownModel, "backend_unknown_model", status)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (404, "Not Found"),
+        (404, "File Not Found"),
+        (400, "the model 'x' takes no images"),
+        (422, "model 'x' not found"),
+        (404, "no such path for the model: not found"),
+    ],
+)
+def test_another_refusal_stays_one(status: int, words: str) -> None:
+    assert type(from_status(status, words)) is Rejected
 
 
 @PROPERTY

@@ -38,6 +38,8 @@ def at(residence: Residence) -> Model:
          "breaker_open", "open (3 failures); it is probed in 2.5 s"),
         (replace(PLAIN, breaker_half_open=True, in_flight=1), ANY, "breaker_open", "one probe is under way"),
         (replace(PLAIN, saturated_for_ms=1500.0), ANY, "saturated", "asked again in 1.5 s"),
+        (replace(PLAIN, name_unknown_for_ms=1500.0, upstream_name="org/x"), ANY,
+         "name_unknown", "its server knows no model 'org/x'; it is asked again in 1.5 s"),
         (at(Residence.UNLOADED), ANY, "not_resident", "unloaded; it serves once it has been loaded"),
         (at(Residence.LOADING), ANY, "not_resident", "loading; it serves when that is done"),
         (at(Residence.DRAINING), ANY, "not_resident", "draining"),
@@ -231,6 +233,7 @@ def test_a_half_open_breaker_lets_one_probe_through() -> None:
         (replace(PLAIN, context_tokens=1), "context_too_small"),
         (replace(PLAIN, breaker_open_for_ms=1.0), "breaker_open"),
         (replace(PLAIN, saturated_for_ms=1.0), "saturated"),
+        (replace(PLAIN, name_unknown_for_ms=1.0), "name_unknown"),
         (replace(PLAIN, residence=Residence.FAILED), "not_resident"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.fake_nvml import GB, NvmlReader, build, card, require_compiler, unloadable
+from tests.kit.stopwatch import Stopwatch
 from tests.kit.waiting import wait_until
 
 GPU_IS_LOST, DRIVER_NOT_LOADED, VERSION_MISMATCH, NOT_SUPPORTED, NO_PERMISSION, UNKNOWN = 15, 9, 18, 3, 4, 999
@@ -255,7 +256,7 @@ async def test_a_hanging_driver_delays_nobody_and_is_read_again_once_it_answers(
 
 def test_a_hanging_driver_is_never_called_a_second_time(nvml: NvmlReader) -> None:
     nvml.fresh(patience_s=0.02)
-    nvml.set(card(0), {"delay_ms": 100})
+    nvml.set(card(0), {"delay_ms": 5000})
     assert [nvml.cause() for _ in range(4)] == ["not_answering"] * 4
     assert nvml.calls_under_way() == 1
 
@@ -265,4 +266,6 @@ def test_a_process_ends_at_once_although_its_driver_hangs(libraries: Path, tmp_p
         stuck.fresh(patience_s=0.1)
         stuck.set(card(0), {"delay_ms": 10_000})
         assert stuck.cause() == "not_answering"
-        assert stuck.quit(timeout_s=2.0) == 0
+        with Stopwatch() as watch:
+            assert stuck.quit(timeout_s=8.0) == 0
+            assert watch.elapsed_s < 2

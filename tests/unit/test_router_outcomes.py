@@ -1,4 +1,4 @@
-"""What a completion teaches about its model."""
+"""What a completion teaches about its model, and what a name that its server does not know comes to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 
 from shared.backends.completion import Completion
-from shared.outcomes import learned
+from shared.backends.errors import from_status
+from shared.config import RouterSettings
+from shared.outcomes import failure_of, learned
+from shared.store.records import FailKind, ModelFailure
 
 ANSWER = Completion(
     text="hi",
@@ -46,3 +49,12 @@ def test_a_handful_of_prompt_tokens_teaches_no_speed(processed: int) -> None:
 
 def test_a_single_token_teaches_no_output_speed() -> None:
     assert "seconds_per_output_token" not in learned(replace(ANSWER, output_tokens=1))
+
+
+def test_a_name_that_the_server_does_not_know_costs_nothing_and_lets_the_model_rest() -> None:
+    failure = failure_of(from_status(404, "The model `x` does not exist."), 2, RouterSettings())
+
+    assert (failure.kind, failure.charge, failure.delay_ms) == (FailKind.RETRY, False, 0)
+    assert (failure.model_failure, failure.saturated_ms) == (ModelFailure.NONE, 0)
+    assert failure.name_unknown_ms > 0
+    assert failure_of(from_status(404, "Not Found"), 2, RouterSettings()).kind is FailKind.FAILED

@@ -24,7 +24,7 @@ ANY = Registration(name="any", port=3)
 
 
 def _job(**fields: Any) -> Any:
-    return new_job(parse_job({"prompt": "hi", **fields}), SETTINGS, "j1")
+    return new_job(parse_job({"prompt": "hi", **fields}), SETTINGS, "j1", "r1")
 
 
 def test_what_a_request_leaves_open_the_settings_decide() -> None:
@@ -35,7 +35,7 @@ def test_what_a_request_leaves_open_the_settings_decide() -> None:
     assert job.fields == {
         "model": "", "agent_type": "", "mode": "", "priority": "3", "prompt_tokens": "1",
         "max_tokens": "100", "min_context_tokens": "0", "prefer_llama_cpp": "0", "fallback": "1",
-        "max_attempts": "4", "caller": "", "metadata": "",
+        "max_attempts": "4", "caller": "", "metadata": "", "request_id": "r1",
     }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_what_a_request_says_wins_over_the_settings() -> None:
     assert job.fields == {
         "model": "alpha", "agent_type": "Chat", "mode": "batch", "priority": "0", "prompt_tokens": "1",
         "max_tokens": "7", "min_context_tokens": "9", "prefer_llama_cpp": "1", "fallback": "1",
-        "max_attempts": "1", "caller": "ann", "metadata": '{"a": "\\u00e4"}',
+        "max_attempts": "1", "caller": "ann", "metadata": '{"a": "\\u00e4"}', "request_id": "r1",
     }  # fmt: skip
     assert all(isinstance(value, str) for value in job.fields.values())
 
