@@ -15,6 +15,7 @@ from shared.jobs import parse_entry
 from shared.request_ids import taken
 from shared.states import JobState
 from shared.store.fleet import FleetStore
+from shared.store.job_reads import is_id
 from shared.store.jobs import JobStore, raw_fields
 from shared.store.records import AdmitOutcome, Head, StreamEntry
 from shared.store.streams import Intake
@@ -30,6 +31,12 @@ _GATHER_S = 0.02
 _LAST_ACKS_S = 1.0
 _LEISURE_S = 0.005
 REQUEST_TYPE = "job.request"
+_WRITTEN = (
+    *("target", "model", "agent_type", "mode", "priority", "prompt_tokens", "max_tokens"),
+    *("min_context_tokens", "prefer_llama_cpp", "fallback", "deadline_ms", "attached_to"),
+    *("request_id", "queued_event"),
+)
+"""Of an accepted job, by submit.lua."""
 
 
 class IntakeLoop:
@@ -163,13 +170,14 @@ class IntakeLoop:
 
 
 def _can_be_decided_on(entry: StreamEntry) -> bool:
-    return "job_id" in entry.fields and "priority" in entry.fields and not _runs_already(entry)
+    """Whether submit.lua wrote it, as far as can be seen; the claim looks whether it is true of the job."""
+    return is_id(entry.fields.get("job_id", ":")) and "queued_event" in entry.fields
 
 
 def _head(entry: StreamEntry) -> Head:
     """What submit.lua wrote of a job, as a look at its queue would show it."""
-    fields = entry.fields
-    return Head(fields["job_id"], {**fields, "submitted_ms": fields.get("ts_ms", "")})
+    fields = {name: entry.fields[name] for name in _WRITTEN if name in entry.fields}
+    return Head(entry.fields["job_id"], {**fields, "submitted_ms": entry.fields.get("ts_ms", "")})
 
 
 def _runs_already(entry: StreamEntry) -> bool:

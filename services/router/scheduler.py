@@ -59,6 +59,7 @@ class Scheduler:
         self._stopping = False
         self.pictures = Pictures(fleet, settings)
         self._newcomers: list[Head] = []
+        self._was_full = False
 
     def offer(self, heads: Sequence[Head]) -> None:
         """These have just been accepted: where nobody else waits, they need no look at the queues."""
@@ -68,7 +69,8 @@ class Scheduler:
     def left(self, attempt: Attempt) -> None:
         """An attempt of this router is over."""
         self.pictures.left(attempt.model.name)
-        if not attempt.nobody_waits:
+        if self._was_full or not attempt.nobody_waits:
+            self._was_full = False
             self._wake.ring()
 
     def stop(self) -> None:
@@ -89,20 +91,22 @@ class Scheduler:
                 self._wake.ring(_AWAY_S)
 
     async def _take(self, newcomers: Sequence[Head]) -> bool:
-        """Claim all of these, provided that nobody else waits; whether that was all there was to do."""
-        if not newcomers or len(newcomers) > MORE_HEADS or self._stopping or self.pictures.rest:
+        """Claim a newcomer, provided that nobody else waits; whether that was all there was to do.
+
+        Of several at once the queues say which goes first.
+        """
+        if len(newcomers) != 1 or self._stopping or self.pictures.rest:
             return False
         picture = await self.pictures.fresh()
         round_ = Round(picture.view_now, picture.snapshot)
         plans, _ = self._plans(newcomers, round_)
-        if len(plans) < len(newcomers):
+        if not plans:
             return False
-        alone = [replace(plan, order=replace(plan.order, alone=True)) for plan in plans]
-        drained, settled = await self._carry_out(alone, round_)
-        if settled < len(plans):
+        order = replace(plans[0].order, alone=newcomers[0].fields["queued_event"])
+        drained, _ = await self._carry_out([replace(plans[0], order=order)], round_)
+        if drained is not Drained.MORE:
             self.pictures.refused()
-        # One that was claimed says that nobody else waits; if all were gone, nothing is known.
-        return settled == len(plans) and drained is Drained.MORE
+        return drained is Drained.MORE
 
     async def _until_nothing_fits(self) -> None:
         heads, stale = FIRST_HEADS, 0

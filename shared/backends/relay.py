@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from shared.backends.completion import SETTLE_S, refusal
-from shared.backends.session import backend_errors, headers, root_url
+from shared.backends.session import Sessions, backend_errors, headers, root_url
+from shared.states import BackendType
 
 _AS_JSON = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 """What is compressed could not be looked into on its way."""
@@ -37,24 +38,36 @@ class RelayedCall:
 
 @asynccontextmanager
 async def open_call(
-    session: aiohttp.ClientSession, call: RelayedCall
+    sessions: Sessions, backend: BackendType, call: RelayedCall
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """The backend's answer of status 200, its body still to be read.
 
-    Raises the ``BackendError`` that any other answer stands for, with its body in ``answer``. Leaving before
-    the end of the body, by whatever way, closes the connection at once.
+    A connection that breaks before the first byte of an answer may have been an idle one that the server was
+    closing: the call is made once more, on a new one. Raises the ``BackendError`` that any other answer
+    stands for, with its body in ``answer``. Leaving before the end of the body, by whatever way, closes the
+    connection at once.
     """
     timeout = aiohttp.ClientTimeout(
         connect=call.connect_timeout_s, sock_connect=call.connect_timeout_s, sock_read=call.idle_timeout_s
     )
-    with backend_errors():
-        response = await session.post(
+
+    async def post(session: aiohttp.ClientSession) -> aiohttp.ClientResponse:
+        return await session.post(
             root_url(call.base_url) + call.path,
             data=call.body if len(call.body) <= _WHOLE_BYTES else io.BytesIO(call.body),
             headers={**_AS_JSON, **headers(call.api_key, call.request_id)},
             timeout=timeout,
             allow_redirects=False,
         )
+
+    session = sessions.of(backend)
+    with backend_errors():
+        try:
+            response = await post(session)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if session is sessions.fresh or isinstance(error, aiohttp.ClientConnectorError):
+                raise
+            response = await post(sessions.fresh)
     try:
         if response.status != 200:
             raise await refusal(response)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loguru import logger
 from redis.asyncio import Redis
 
 from shared.keys import Keys
@@ -67,7 +68,15 @@ class Grants:
 
     async def read(self) -> list[Told]:
         """What came since, waiting up to ``BLOCK_S`` seconds; raises ``StoreUnavailable``."""
-        return [_told(entry) for _, entry in await self._follower.read()]
+        return [told for _, entry in await self._follower.read() if (told := _readable(entry)) is not None]
+
+
+def _readable(entry: StreamEntry) -> Told | None:
+    try:
+        return _told(entry)
+    except (KeyError, ValueError) as error:
+        logger.warning("a grants entry is not readable, skipped: {} ({!r})", entry.id, error)
+        return None
 
 
 def _told(entry: StreamEntry) -> Told:

@@ -21,7 +21,7 @@ def claim_order(order: ClaimOrder) -> bytes:
             **start_order(order),
             "keep_holds": dict.fromkeys(KEPT_HOLD_CODES, True),
             "grant": list(order.grant),
-            "alone": order.alone,
+            **({"alone": order.alone} if order.alone else {}),
         }
     )
 

@@ -161,7 +161,8 @@ class ClaimOrder:
     """One decision to be carried out. ``nonce`` makes its replay answer the same attempt.
 
     ``grant``: flat fields for the api of an attached job; ``registration``: the model's as it is stored;
-    ``alone``: refuse it where any waits but those of the same call.
+    ``alone``: the ``queued_event`` of a job that was decided on by its request entry: the claim is refused
+    unless it is that very job, never started, and nobody else waits.
     """
 
     job_id: str
@@ -175,7 +176,7 @@ class ClaimOrder:
     decision: tuple[str, ...]
     grant: tuple[str, ...] = ()
     registration: str = ""
-    alone: bool = False
+    alone: str = ""
 
 
 @dataclass(frozen=True, slots=True)

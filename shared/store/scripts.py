@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence, Set
 from functools import cache
@@ -62,7 +61,7 @@ def _size(word: _Word) -> int:
 
 
 class Scripts:
-    """The scripts of one namespace; ``run`` sends EVALSHA and falls back to loading on NOSCRIPT.
+    """The scripts of one namespace; ``run`` sends EVALSHA, and the text where the server lacks it.
 
     Calls of a ``CommandClient`` share connections, so that under load one write carries many of them.
     """
@@ -70,7 +69,6 @@ class Scripts:
     def __init__(self, redis: Redis, keys: Keys, history: HistorySettings, retention_s: float) -> None:
         self._client = redis if isinstance(redis, CommandClient) else None
         self._slot_key = keys.events
-        self._loading: dict[str, asyncio.Task[str]] = {}
         self._scripts: dict[str, AsyncScript] = {
             name: redis.register_script(_source(name, keys, history, retention_s)) for name in NAMES
         }
@@ -80,29 +78,15 @@ class Scripts:
         client = self._client
         if client is None or sum(map(_size, args)) > _SMALL_BYTES:
             return await self._scripts[name](keys=[self._slot_key], args=list(args))
-        words = ("EVALSHA", self._scripts[name].sha, 1, self._slot_key, *args)
+        script, rest = self._scripts[name], (1, self._slot_key, *args)
         try:
-            return await self._shared(client, words)
+            return await self._shared(client, ("EVALSHA", script.sha, *rest))
         except NoScriptError:
-            await self._load(client, name)
-            return await self._shared(client, words)
+            # Over the same connection: after a failover another may lead elsewhere. The server keeps it.
+            return await self._shared(client, ("EVAL", str(script.script), *rest))
 
     async def _shared(self, client: CommandClient, words: Sequence[_Word]) -> Any:
         return await client.replays.call_with_retry(lambda: client.wires.call(*words), _leave)
-
-    async def _load(self, client: CommandClient, name: str) -> None:
-        """Load a script once for all who found it missing; one that leaves takes nobody's."""
-        task = self._loading.get(name)
-        if task is None:
-            task = self._loading[name] = asyncio.create_task(self._loaded(client, name))
-            task.add_done_callback(lambda over: over.cancelled() or over.exception())
-        await asyncio.shield(task)
-
-    async def _loaded(self, client: CommandClient, name: str) -> str:
-        try:
-            return str(await client.script_load(self._scripts[name].script))
-        finally:
-            del self._loading[name]
 
 
 async def _leave(_: Exception) -> None:

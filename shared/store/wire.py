@@ -13,8 +13,15 @@ import hiredis
 from redis.asyncio import Redis
 from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Word = str | bytes | int
@@ -22,6 +29,15 @@ BROKEN = (RedisConnectionError, RedisTimeoutError)
 """What a call raises whose effect is not known: it may be repeated if it is safe under its own replay."""
 # Its type stub says that a command has one word.
 _PACK: Callable[[tuple[Word, ...]], bytes] = cast(Any, hiredis.pack_command)
+_NO_MORE = object()
+_ERRORS: dict[str, type[Exception]] = {
+    "NOSCRIPT": NoScriptError,
+    "READONLY": ReadOnlyError,
+    "LOADING": BusyLoadingError,
+    "OOM": OutOfMemoryError,
+    "NOAUTH": AuthenticationError,
+    "WRONGPASS": AuthenticationError,
+}
 _SLOW_S = 0.05
 _MOST = 8
 
@@ -36,20 +52,24 @@ class Wires:
     def __init__(self, options: _Options) -> None:
         self._options = options
         self._wires: list[_Wire] = []
+        self._closed = False
 
     async def call(self, *words: Word) -> Any:
         """Send one command; raises what ``BROKEN`` names, and ``ResponseError``."""
+        if self._closed:
+            raise RedisConnectionError("closed")
         packed = _packed(words)
         wire = self._best()
         if wire.protocol is None:
             await wire.connect()
         return await wire.send(packed)
 
-    def close(self) -> None:
-        """Drop all connections; calls under way raise ``ConnectionError``."""
+    async def aclose(self) -> None:
+        """Drop all connections for good; calls under way raise ``ConnectionError``."""
+        self._closed = True
         wires, self._wires = self._wires, []
         for wire in wires:
-            wire.close()
+            await wire.aclose()
 
     def _best(self) -> _Wire:
         now = asyncio.get_running_loop().time()
@@ -89,6 +109,10 @@ class _Options:
             try:
                 for words in _introduction(options):
                     await protocol.send(_packed(words))
+            except ResponseError as error:
+                # Too many clients, for instance: it passes, unlike a wrong command.
+                protocol.drop(RedisConnectionError(str(error)))
+                raise RedisConnectionError(str(error)) from error
             except BaseException:
                 protocol.drop(RedisConnectionError("it did not take our introduction"))
                 raise
@@ -112,7 +136,7 @@ class CommandClient(Redis):
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close all connections."""
-        self.wires.close()
+        await self.wires.aclose()
         await super().aclose(close_connection_pool)
 
 
@@ -142,7 +166,13 @@ class _Wire:
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
             self._opening.add_done_callback(self._opened)
-        await asyncio.shield(self._opening)
+        opening = self._opening
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            if self._closed and opening.cancelled():
+                raise RedisConnectionError("closed") from None
+            raise
 
     async def send(self, packed: bytes) -> Any:
         protocol = self.protocol
@@ -152,23 +182,20 @@ class _Wire:
             return await protocol.send(packed, self._options.timeout_s)
         except ReadOnlyError:
             # After a failover the connection still leads to the demoted node.
-            self.drop(RedisConnectionError("this node became a replica"))
-            raise
-        except RedisTimeoutError as error:
-            self.drop(error)
+            protocol.drop(RedisConnectionError("this node became a replica"))
             raise
         finally:
             if protocol.closed and self.protocol is protocol:
                 self.protocol = None
 
-    def drop(self, error: Exception) -> None:
-        protocol, self.protocol = self.protocol, None
-        if protocol is not None:
-            protocol.drop(error)
-
-    def close(self) -> None:
+    async def aclose(self) -> None:
         self._closed = True
-        self.drop(RedisConnectionError("closed"))
+        if self.protocol is not None:
+            self.protocol.drop(RedisConnectionError("closed"))
+            self.protocol = None
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
 
     async def _open(self) -> None:
         try:
@@ -177,8 +204,6 @@ class _Wire:
             raise RedisTimeoutError("it takes too long to connect to Redis") from None
         except OSError as error:
             raise RedisConnectionError(f"no connection to Redis: {error.strerror or error}") from error
-        if self._closed:
-            self.close()
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening = None
@@ -190,7 +215,7 @@ class _Replies(asyncio.Protocol):
     """Hands every reply to the call that waits for it."""
 
     def __init__(self) -> None:
-        self._reader = hiredis.Reader(encoding="utf-8", errors="backslashreplace")
+        self._reader = hiredis.Reader(encoding="utf-8", errors="backslashreplace", notEnoughData=_NO_MORE)
         self._calls: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
@@ -210,12 +235,22 @@ class _Replies(asyncio.Protocol):
         if len(self._unsent) == 1:
             # A write costs more than a call: what else is asked for in this turn of the loop goes with it.
             self._loop.call_soon(self._flush)
-        limit = None if timeout_s is None else self._loop.call_later(timeout_s, _give_up, reply)
+        limit = None if timeout_s is None else self._loop.call_later(timeout_s, self._overdue, reply)
         try:
-            return await reply
-        finally:
+            found = await reply
+        except asyncio.CancelledError:
+            raise  # the alarm stays: nobody else may be waiting on a connection that is silent
+        except BaseException:
             if limit is not None:
                 limit.cancel()
+            raise
+        if limit is not None:
+            limit.cancel()
+        return found
+
+    def _overdue(self, reply: asyncio.Future[Any]) -> None:
+        if any(one is reply for one, _ in self._calls):
+            self.drop(RedisTimeoutError("Redis did not answer in time"))
 
     def _flush(self) -> None:
         packed, self._unsent = self._unsent, []
@@ -238,16 +273,19 @@ class _Replies(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         try:
-            while (found := self._reader.gets()) is not False:
+            while (found := self._reader.gets()) is not _NO_MORE:
                 if not isinstance(found, hiredis.PushNotification):
                     self._answer(found)
-        except (hiredis.ProtocolError, IndexError):
+        except hiredis.ProtocolError:
             self.drop(RedisConnectionError("what answers there does not speak Redis"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.drop(RedisConnectionError(f"the connection to Redis broke: {exc or 'closed by the server'}"))
 
     def _answer(self, found: Any) -> None:
+        if not self._calls:
+            self.drop(RedisConnectionError(f"Redis said unasked: {found}"))
+            return
         reply, _ = self._calls.popleft()
         if reply.done():
             return  # whoever asked waits no more
@@ -257,15 +295,12 @@ class _Replies(asyncio.Protocol):
             reply.set_result(found)
 
 
-def _give_up(reply: asyncio.Future[Any]) -> None:
-    if not reply.done():
-        reply.set_exception(RedisTimeoutError("Redis did not answer in time"))
-
-
-def _error_of(text: str) -> ResponseError:
-    if text.startswith("NOSCRIPT"):
-        return NoScriptError(text)
-    return ReadOnlyError(text) if text.startswith("READONLY") else ResponseError(text)
+def _error_of(text: str) -> Exception:
+    """As redis-py tells them apart: what passes is no ``ResponseError`` to it."""
+    word = text.partition(" ")[0]
+    if "max number of clients" in text:
+        return RedisConnectionError(text)
+    return _ERRORS.get(word, ResponseError)(text)
 
 
 def _packed(words: Sequence[Word]) -> bytes:

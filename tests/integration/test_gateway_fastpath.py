@@ -13,10 +13,12 @@ from shared.config import Settings
 from shared.registry import Registration
 from shared.states import JobState
 from shared.store.fleet import BackendSample, GpuSample
+from shared.store.records import KeyLimits
 from tests.integration.test_gateway_relay import DONE, WORDS, chunk
+from tests.kit.fault_proxy import Fault, FaultProxy
 from tests.kit.faulty_server import SSE_HEAD, FaultyServer, faulty_server
 from tests.kit.gateway import CHAT, STREAM, desk
-from tests.kit.store_fixture import BOUND, GPU, HOLDER, MODEL, Store, new_job, order
+from tests.kit.store_fixture import BOUND, GPU, HOLDER, MODEL, Store, new_job, open_store, order
 from tests.kit.waiting import wait_until
 
 FAST: Mapping[str, Any] = {"api": {"fast_path": True}}
@@ -163,6 +165,44 @@ async def test_a_start_that_nobody_heard_of_gives_its_slot_back(store: Store) ->
     await wait_until(over, "it is over")
     assert (await store.model())["in_flight"] == "0"
     await unheard.aclose()
+
+
+async def test_a_start_whose_replies_were_lost_gives_its_slot_back(store: Store, tmp_path: Path) -> None:
+    """The first reply and that of its repetition: the client was told that nothing was accepted."""
+    async with (
+        FaultProxy(store.url) as proxy,
+        open_store(proxy.url, fail_fast=True) as apart,
+        faulty_server(SSE_HEAD, *WORDS) as backend,
+        desk(apart, tmp_path, models=_models(backend), **FAST) as api,
+    ):
+        await _seen(apart, MODEL)
+        assert (await api.post(CHAT)).status == 200
+        proxy.spoil(Fault.DROP_REPLY, name="EVALSHA", times=2)
+        assert (await api.post(CHAT)).status == 503
+
+        async def free() -> bool:
+            return await apart.jobs.counts() == (0, 0)
+
+        await wait_until(free, "its slot is free, long before its lease is swept", timeout_s=12)
+        assert (await apart.model())["in_flight"] == "0"
+
+
+async def test_a_key_at_its_limit_leaves_the_fast_path_to_others(store: Store) -> None:
+    await store.fleet.register([Registration(name=MODEL, port=1001, vram_gb=2.0, slots=4)])
+    await _seen(store, MODEL)
+    await store.set_holder(alive=True)
+    fast = FastPath(store.jobs, store.fleet, Settings(), "api-1")
+    named: dict[str, Any] = {
+        "fields": {"agent_type": "", "model": MODEL},
+        "target": MODEL,
+        "attached_to": HOLDER,
+    }
+    limits = KeyLimits("team", in_flight=0)
+
+    limited, _ = await fast.submit(new_job("j1", limits=limits, **named), bound=BOUND)
+    started, _ = await fast.submit(new_job("j2", **named), bound=BOUND)
+
+    assert [str(one.outcome) for one in (limited, started)] == ["LIMITED", "STARTED"]
 
 
 async def test_a_changed_registration_is_seen_at_the_next_decision(store: Store) -> None:

@@ -66,18 +66,38 @@ async def test_slots_taken_by_one_claim_count_for_the_next_of_the_same_step(stor
     assert (await store.model())["in_flight"] == "2"
 
 
-async def test_a_claim_that_must_pass_nobody_is_refused_where_one_waits(
-    store: Store,
-) -> None:
-    for job_id in ("a", "b"):
-        await store.submit(job_id)
-    both = [replace(order(job_id, f"nonce of {job_id}"), alone=True) for job_id in ("a", "b")]
+async def _alone(store: Store, job_id: str, nonce: str = "", **changes: str) -> ClaimOutcome:
+    written = (await store.job(job_id)).fields["queued_event"]
+    asked = replace(order(job_id, nonce or f"nonce of {job_id}"), alone=changes.get("alone", written))
+    return (await store.jobs.claim(asked)).outcome
+
+
+async def test_a_claim_that_must_pass_nobody_is_refused_where_one_waits(store: Store) -> None:
+    await store.submit("a")
     await store.submit("waits", target="elsewhere")
 
-    assert [claimed.outcome for claimed in await store.jobs.claim_all(both)] == [SKIPPED, SKIPPED]
+    assert await _alone(store, "a") is SKIPPED
     await store.jobs.cancel("waits", "enough")
-    for _ in range(2):  # the second time they run already
-        assert [claimed.outcome for claimed in await store.jobs.claim_all(both)] == [CLAIMED, CLAIMED]
+    for _ in range(2):  # the second time it runs already
+        assert await _alone(store, "a") is CLAIMED
+
+
+async def test_a_claim_by_a_request_entry_is_refused_unless_it_is_that_very_job_as_new_as_it_was(
+    store: Store,
+) -> None:
+    await store.submit("a")
+
+    assert await _alone(store, "a", alone="1-1") is SKIPPED
+    assert await _alone(store, "a") is CLAIMED
+    await store.fail("a", 1)
+    assert await _alone(store, "a", "again") is SKIPPED
+
+
+async def test_an_attached_job_is_not_claimed_without_words_for_its_api(store: Store) -> None:
+    await store.attach("a")
+
+    assert (await store.jobs.claim(replace(order("a", "n1"), grant=()))).outcome is SKIPPED
+    assert (await store.jobs.claim(order("a", "n1"))).outcome is CLAIMED
 
 
 async def test_entries_of_accepted_jobs_are_acked_together_and_unknown_ones_told(store: Store) -> None:

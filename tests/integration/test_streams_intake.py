@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -272,3 +273,21 @@ async def test_what_was_accepted_is_offered_with_all_that_a_decision_needs(store
     assert (asked.agent_type, asked.priority, asked.prompt_tokens) == ("Chat", 7, 11)
     assert offered[0].fields["attached_to"] == HOLDER
     assert offered[0].fields["submitted_ms"] == job.fields["submitted_ms"]
+
+
+async def test_what_others_write_about_a_job_is_not_decided_on(store: Store) -> None:
+    """An entry with an accepted job's id wakes the routers, which look at the job itself."""
+    offers: list[Sequence[Head]] = []
+    intake = Intake(store.reader, store.keys, "router-1")
+    loop = asyncio.create_task(
+        IntakeLoop(intake, store.jobs, store.fleet, Settings(), offers.append).run(), name="intake"
+    )
+    await store.submit("j1")
+    await wait_until(lambda: sum(map(len, offers)) == 1, "the job itself is offered")
+    await store.request(v="1", type="job.request", job_id="j1", priority="5", model="beta")
+    await wait_until(lambda: len(offers) >= 2, "the routers are woken")
+    await store.request(v="1", type="job.request", job_id="j1:request", queued_event="1-1")
+    await wait_until(lambda: len(offers) >= 3, "and again")
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+    assert sum(map(len, offers)) == 1

@@ -66,6 +66,11 @@ class FaultProxy:
             assert not late, "a client of the proxy was left open"
         await self._server.wait_closed()
 
+    @property
+    def links(self) -> int:
+        """How many clients are connected."""
+        return len(self._links)
+
     def spoil(self, fault: Fault, *, at: int = 0, name: str = "", times: int = 1) -> None:
         """Spoil the ``at``-th command from the very first one, or the next ``times`` named ``name``."""
         self._fault, self._at, self._name, self._times = fault, at, name.upper(), times

@@ -50,14 +50,10 @@ class Answer:
         if ask.endpoint.aggregates and not ask.stream and self.grant.backend is BackendType.LLAMA_CPP:
             return await self._put_together()
         started = _now()
-        async with open_call(self._session, self._call()) as response:
+        async with open_call(self.sessions, self.grant.backend, self._call()) as response:
             if ask.stream and response.content_type == _EVENT_STREAM:
                 return await self._relay(response, started)
             return await self._pass_on(response, started)
-
-    @property
-    def _session(self) -> aiohttp.ClientSession:
-        return self.sessions.of(self.grant.backend)
 
     @property
     def _api_key(self) -> str | None:
@@ -108,7 +104,7 @@ class Answer:
             body = json.dumps(response, separators=(",", ":")).encode()
             await self.client.whole(200, body, [_JSON, *await self.ready(ended)])
 
-        return await complete(self._session, call, on_answer=answer)
+        return await complete(self.sessions.fresh, call, on_answer=answer)
 
     async def _relay(self, response: aiohttp.ClientResponse, started: float) -> Completion:
         client, events, renamer = self.client, Events(), self._renamer()

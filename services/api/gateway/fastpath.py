@@ -74,7 +74,8 @@ class FastPath:
             self.pictures.left(start.model.name)
         if submitted.outcome is SubmitOutcome.STARTED:
             return submitted, start
-        self.pictures.refused()
+        if submitted.outcome is SubmitOutcome.ACCEPTED:
+            self.pictures.refused()
         return submitted, None
 
     async def _decide(self, job: NewJob) -> Start | None:

@@ -32,6 +32,9 @@ async def submit(parts: Parts, ask: Ask, line: Line) -> None:
         if isinstance(error, asyncio.CancelledError):
             raise
         raise StoreUnavailable("it does not answer in time") from None
+    except StoreUnavailable:
+        parts.unheard.cancel(line.job_id)  # its last reply may be what was lost
+        raise
     if submitted.outcome is SubmitOutcome.LIMITED and job.limits is not None:
         raise refusals.key_limit(*limit_reached(job.limits, submitted))
     if submitted.outcome is SubmitOutcome.FULL:

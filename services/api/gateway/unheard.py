@@ -12,6 +12,7 @@ from services.api.gateway.redis_away import persist
 from shared.store.jobs import SUBMIT_PATIENCE_S, JobStore
 from shared.store.records import CancelOutcome
 
+_MOST = 1000
 _SUBMITTED_BY_S = SUBMIT_PATIENCE_S + 1.0
 """After this a submission that is still under way writes nothing: its patience, and a second for clocks."""
 
@@ -25,7 +26,12 @@ class Unheard:
         self._turn = asyncio.Lock()
 
     def cancel(self, job_id: str) -> None:
-        """Cancel this job, now or once its submission has come through."""
+        """Cancel this job, now or once its submission has come through.
+
+        Where Redis is away for long, only the first of many: the leases of the others run out by themselves.
+        """
+        if len(self._tasks) >= _MOST:
+            return
         task = asyncio.get_running_loop().create_task(self._cancel(job_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

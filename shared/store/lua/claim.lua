@@ -1,6 +1,7 @@
 -- Take queued jobs, each for one model: everything that the decision assumed is checked again here.
 -- ARGV: for each an order(JSON): id, what start.lua reads, keep_holds {code = true}, grant (flat list for the api of an
--- attached job), alone (whether to refuse it where any waits but those of this call). Returns for each {CLAIMED, attempt, deadline_ms, body} or {GONE|EXPIRED|BUSY|MOVED|ABANDONED|AWAY|SKIPPED}.
+-- attached job), alone (the job's queued_event: it was decided on by what submit.lua
+-- wrote of it, and is refused unless it is that very job, as new as it was, and nobody else waits). Returns for each {CLAIMED, attempt, deadline_ms, body} or {GONE|EXPIRED|BUSY|MOVED|ABANDONED|AWAY|SKIPPED}.
 
 -- One reply with many large bodies would outlast its client's time-out, at every repetition: what comes after this
 -- much waits for the next call.
@@ -45,7 +46,7 @@ end
 
 local refused = {} -- targets that keep their order: nothing goes before a job that has to wait
 
-local function claim(o, at)
+local function claim(o)
   local job = load_job(o.id)
   if not job then return {'GONE'} end
   if job.state == STATE.running and job.nonce == o.nonce then return claimed(o.id, job.attempt, job.deadline_ms) end
@@ -54,7 +55,9 @@ local function claim(o, at)
   local score = redis.call('ZSCORE', key('ready', job.target), o.id)
   if job.state ~= STATE.queued or not score then return {'GONE'} end
   if refused[job.target] or bytes > MOST_BYTES then return {'SKIPPED'} end
-  if o.alone and queued_count() > #ARGV - at + 1 then return {'SKIPPED'} end
+  if o.alone and (job.queued_event ~= o.alone or job.attempt > 0 or queued_count() > 1) then return {'SKIPPED'} end
+  -- Its api has to be told where to go.
+  if attached_to(job) and #o.grant == 0 then return {'SKIPPED'} end
   local outcome = ended_instead(o, job)
   if outcome then
     refused[job.target] = outcome == 'AWAY'
@@ -70,5 +73,5 @@ local function claim(o, at)
 end
 
 local replies = {}
-for at, raw in ipairs(ARGV) do replies[at] = claim(cjson.decode(raw), at) end
+for at, raw in ipairs(ARGV) do replies[at] = claim(cjson.decode(raw)) end
 return replies

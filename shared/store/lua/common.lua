@@ -268,10 +268,10 @@ end
 local RATE_SPANS_S = {rate_10min = 600, rate_6h = 21600}
 
 local function count_arrival(name, model)
-  local since = math.max(0, NOW - tonumber(model.rate_ms or NOW)) / 1000
+  local since = math.max(0, NOW - (tonumber(model.rate_ms or NOW) or NOW)) / 1000
   local update = {rate_ms = int(NOW), last_used_ms = int(NOW)}
   for field, span in pairs(RATE_SPANS_S) do
-    local faded = tonumber(model[field] or '0') * math.exp(-since / span)
+    local faded = (tonumber(model[field] or '0') or 0) * math.exp(-since / span)
     update[field] = string.format('%.9g', faded + 1 / span)
   end
   hset(key('model', name), update)

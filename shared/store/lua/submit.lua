@@ -55,6 +55,7 @@ if start then
   append(entry, {state = STATE.running}) -- nobody has to be woken for it
 else
   -- What a router decides on: where nobody else waits it need not look at the queues.
+  append(entry, {queued_event = o.fields.queued_event})
   for _, name in ipairs(DECIDED_ON) do
     local value = o.fields[name]
     if value and value ~= '' then append(entry, {[name] = value}) end

@@ -1,0 +1,54 @@
+"""No job waits for the routers' fallback poll: whatever frees or brings something wakes them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kit.configs import free_ports, simulated_config, simulated_model
+from tests.kit.stack import Stack, running_stack
+
+_POLL_S = 60
+_IN_TIME_S = 45
+"""Far more than the work takes, and less than a poll."""
+
+
+@pytest.mark.parametrize(
+    ("router", "routers", "slots", "clients"),
+    [
+        ({"max_in_flight": 1}, 1, 8, 1),
+        ({"max_in_flight": 1}, 1, 8, 4),
+        ({}, 1, 1, 4),
+        ({}, 2, 2, 6),
+    ],
+)
+async def test_none_waits_for_the_poll(
+    tmp_path: Path, redis_url: str, router: Mapping[str, Any], routers: int, slots: int, clients: int
+) -> None:
+    model = simulated_model("quick", free_ports(1)[0], slots=slots, tokens_per_second=10_000)
+    config = simulated_config([model], gpu={"interval_s": _POLL_S}, router={"poll_s": _POLL_S, **router})
+    services = ("simulator", "monitor", "router", "api")
+    async with running_stack(tmp_path, redis_url, config, services) as stack:
+        for number in range(1, routers):
+            stack.start("router", instance=f"router-{number}")
+        async with asyncio.timeout(_IN_TIME_S):
+            await asyncio.gather(*(_jobs(stack, 20) for _ in range(clients)), _chats(stack, 20))
+
+
+async def _jobs(stack: Stack, count: int) -> None:
+    """One job after the other, each as soon as the end of the last one is known."""
+    for _ in range(count):
+        job = await stack.ended(await stack.submit(model="quick", prompt="hi", max_tokens=1))
+        assert job["state"] == "succeeded"
+
+
+async def _chats(stack: Stack, count: int) -> None:
+    body = {"model": "quick", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    for _ in range(count):
+        async with stack.http.post(stack.api + "/v1/chat/completions", json=body) as answer:
+            assert answer.status == 200
+            await answer.read()
