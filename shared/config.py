@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from shared.api_settings import ApiSettings, Section
 from shared.errors import ConfigError
-from shared.masking import HIDDEN, masked
+from shared.masking import HIDDEN, keep_secret, masked
 from shared.registry import SPECIFICATION_MODELS, Registration
 from shared.sections import (
     BackendSettings,
@@ -30,6 +30,7 @@ from shared.sections import (
     SimulatorSettings,
     ThermalThresholds,
 )
+from shared.yaml_text import parsed
 
 __all__ = [
     "ENV_PREFIX",
@@ -60,6 +61,10 @@ the command line calls with which key."""
 
 _OF_PYYAML = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
 """What PyYAML lets through for bytes that are no text, dates that are none, wrong tags, deep nesting."""
+
+_SHOWN = 100
+"""Characters of a wrong value or key that are shown."""
+_MOST_ERRORS = 20
 
 
 class Settings(Section):
@@ -106,7 +111,7 @@ def host_name(environ: Mapping[str, str]) -> str:
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """Read the settings of this process.
+    """Read the settings of this process; what they hold or name of keys and passwords is hidden from now on.
 
     Raises ``ConfigError`` whose message names the key, the value and what is allowed.
     """
@@ -115,7 +120,9 @@ def load(environ: Mapping[str, str]) -> Settings:
     if path:
         data = _read_file(Path(path))
     _overlay(data, environ)
-    return parse(data, path or "environment")
+    settings = parse(data, path or "environment")
+    _keep_secrets(settings, environ)
+    return settings
 
 
 def parse(data: Mapping[str, Any], origin: str) -> Settings:
@@ -123,13 +130,25 @@ def parse(data: Mapping[str, Any], origin: str) -> Settings:
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        said = "; ".join(f"{origin}: {masked(_explain(item))}" for item in error.errors())
-        raise ConfigError(said) from None
+        wrong = error.errors()
+        said = [f"{origin}: {masked(_explain(item))}" for item in wrong[:_MOST_ERRORS]]
+        if len(wrong) > _MOST_ERRORS:
+            said.append(f"and {len(wrong) - _MOST_ERRORS} more")
+        raise ConfigError("; ".join(said)) from None
+
+
+def _keep_secrets(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Tell the log what it must never write: the keys of backends, the password of Redis."""
+    for model in settings.registrations:
+        if model.api_key_env:
+            keep_secret(environ.get(model.api_key_env, ""))
+    user, _, _ = settings.redis.effective_url.partition("://")[2].rpartition("@")
+    keep_secret(user.partition(":")[2])
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}): set CONFIG to a readable file"
@@ -179,15 +198,31 @@ def _env_value(raw: str) -> Any:
 
 
 def _explain(item: Any) -> str:
-    path = ".".join(str(step) for step in item["loc"])
+    path = ".".join(_shortened(str(step)) for step in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"unknown key '{_without_password(path)}'{_nearest(item['loc'])}"
-    allowed = item["msg"].removeprefix("Value error, ")
+    allowed = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
     value = item["input"]
     if path.endswith("url") and isinstance(value, str):
         value = _without_password(value)
-    shown = "" if item["type"] in ("missing", "value_error") else f" = {value!r}"
+    shown = "" if item["type"] in ("missing", "value_error") else _shown(value)
     return f"{path or 'settings'}{shown}: {allowed}"
+
+
+def _shown(value: Any) -> str:
+    """A wrong value, briefly; of a mapping or a list only what it is: anything may stand in it."""
+    if isinstance(value, Mapping):
+        return f" is a mapping with {len(value)} keys"
+    if isinstance(value, list | tuple | set):
+        return f" is a list of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > _SHOWN:
+        return f" is a number of {value.bit_length()} bits"  # Python refuses to write longer ones out
+    # Masked before it is cut: half a password would look like none.
+    return f" = {_shortened(masked(value))!r}" if isinstance(value, str) else f" = {_shortened(repr(value))}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _without_password(text: str) -> str:

@@ -22,11 +22,17 @@ _EVENT_AND_MESSAGE = "{message}"
 class _Intercept(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         logger.opt(exception=record.exc_info).log(
-            record.levelname if record.levelname in ("DEBUG", "INFO", "WARNING", "ERROR") else "INFO",
-            "{} {}",
-            record.name,
-            record.getMessage(),
+            _level_of(record.levelno), "{} {}", record.name, record.getMessage()
         )
+
+
+def _level_of(number: int) -> Level:
+    """A level of the standard library, which has CRITICAL and lets anybody add more, as one of ours."""
+    if number >= logging.ERROR:
+        return "ERROR"
+    if number >= logging.WARNING:
+        return "WARNING"
+    return "INFO" if number >= logging.INFO else "DEBUG"
 
 
 def configure(service: str, settings: LogSettings) -> None:
@@ -50,6 +56,7 @@ def configure(service: str, settings: LogSettings) -> None:
         format=lambda _: "",
         backtrace=False,
         diagnose=False,
+        catch=False,  # or it writes the record as it is, keys and all, next to our lines
     )
     if refused is not None:
         logger.warning("log.dir {}: {}: logging to stderr only", path.parent, refused)

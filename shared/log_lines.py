@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from shared.masking import masked_for_log
+from shared.masking import masked_for_log, may_hold_secrets
 
 if TYPE_CHECKING:
     from loguru import Record
@@ -44,12 +44,9 @@ def json_line(record: Record) -> str:
     """One object: ``ts``, ``level``, ``service``, ``event`` and ``message`` (or one of them), the fields."""
     line = _json_fields(record)
     written = _ENCODE(line)
-    if masked_for_log(written) == written:
+    if not may_hold_secrets(written):
         return written
-    # What is hidden may be next to a quote: not within the line, but in each text by itself.
-    return _ENCODE(
-        {name: masked_for_log(value) if isinstance(value, str) else value for name, value in line.items()}
-    )
+    return _ENCODE({name: _masked_value(value) for name, value in line.items()})
 
 
 def said_in(line: str) -> str:
@@ -83,18 +80,31 @@ def _json_fields(record: Record) -> dict[str, Any]:
 
 
 def _said(record: Record) -> str:
-    extra: dict[str, Any] = record["extra"]
-    event, message = extra.get(EVENT), record["message"]
+    said = " ".join(_parts(record["extra"], record["message"]))
+    if may_hold_secrets(said):
+        fields = {name: _masked_value(value) for name, value in record["extra"].items()}
+        said = " ".join(_parts(fields, masked_for_log(record["message"])))
+    if record["exception"] is None:
+        return said
+    return "\n  | ".join([said, *map(_one_line, _traceback(record))])
+
+
+def _parts(extra: dict[str, Any], message: str) -> list[str]:
+    event = extra.get(EVENT)
     parts = [f"event={event}"] if event is not None else [_one_line(message)]
     for name, value in extra.items():
         if name not in _OWN and value is not None:
             parts.append(f"{name}={_text_value(value)}")
     if event is not None and message != event:
         parts.append(f"message={_text_value(message)}")
-    said = masked_for_log(" ".join(parts))
-    if record["exception"] is None:
-        return said
-    return "\n  | ".join([said, *map(_one_line, _traceback(record))])
+    return parts
+
+
+def _masked_value(value: Any) -> Any:
+    """Masked before it is quoted: what the quotes of a line do to the quotes of a text hides its keys."""
+    text = value if isinstance(value, str) else str(value)
+    hidden = masked_for_log(text)
+    return value if hidden == text else hidden
 
 
 def _text_value(value: Any) -> str:

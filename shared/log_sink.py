@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from errno import ENOSPC
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
+
+from loguru import logger
 
 if TYPE_CHECKING:
     from loguru import Message, Record
@@ -27,17 +30,24 @@ class BoundedFile:
         self._look_every = most_bytes // 100
         self._file = self._open()
         self._unlooked = self._look_every
+        self._torn = False
 
     def write(self, line: str) -> None:
-        """Append a line; it has left this process once this returns."""
+        """Append a line; it has left this process once this returns. Raises ``OSError`` where it can't."""
         raw = f"{line}\n".encode(errors="backslashreplace")
+        if self._torn:
+            raw = b"\n" + raw
         self._unlooked += len(raw)
         if self._unlooked >= self._look_every:
             self._unlooked = 0
             # Its real size: others may write to it too.
             if os.fstat(self._file.fileno()).st_size >= self._most_bytes:
                 self._turn()
-        self._file.write(raw)
+        written = self._file.write(raw)
+        # The last bytes of a disk take a part of a line; the next line begins one of its own.
+        self._torn = 0 < written < len(raw) or (self._torn and not written)
+        if written < len(raw):
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
 
     def close(self) -> None:
         self._file.close()
@@ -51,8 +61,23 @@ class BoundedFile:
         with suppress(FileNotFoundError):  # removed by hand: what is opened now is a new one
             if os.path.samestat(ours, self._path.stat()):
                 self._path.replace(f"{self._path}.1")
+        new = self._open()
         self._file.close()
-        self._file = self._open()
+        self._file = new
+
+
+def _about(record: Record, message: str) -> Record:
+    """A warning about the log itself, which can't be logged while it is written."""
+    return cast(
+        "Record",
+        {
+            **record,
+            "level": logger.level("WARNING"),
+            "message": message,
+            "extra": {"service": record["extra"]["service"]},
+            "exception": None,
+        },
+    )
 
 
 class Lines:
@@ -64,15 +89,46 @@ class Lines:
         self._kept = kept
         self._file = file
 
+        self._file_fails = False
+
     def write(self, message: Message) -> None:
+        """Write a record wherever that is possible; whoever logs never hears of what is not."""
         record = message.record
-        shown = self._shown(record)
         try:
-            if self._file is not None:
-                self._file.write(shown if self._kept is self._shown else self._kept(record))
-        finally:
-            self._stream.write(shown + "\n")
-            self._stream.flush()
+            shown = self._shown(record)
+            kept = shown if self._kept is self._shown else self._kept(record)
+        except Exception as error:  # of a value that can't be written; the record itself may hold keys
+            record = _about(record, f"a line can't be made of what was logged: {type(error).__name__}")
+            shown, kept = self._shown(record), self._kept(record)
+        self._keep(record, kept)
+        self._show(shown)
+
+    def _keep(self, record: Record, line: str) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(line)
+        except OSError as error:
+            if not self._file_fails:
+                words = f"the log's file can't be written: {error.strerror}: logging to stderr only"
+                self._show(self._shown(_about(record, words)))
+            self._file_fails = True
+            return
+        if self._file_fails:
+            self._file_fails = False
+            self._show(self._shown(_about(record, "the log's file is written again")))
+
+    def _show(self, line: str) -> None:
+        # Nobody reads it any more, or it is closed: nobody is left to hear of it.
+        with suppress(OSError, ValueError):
+            try:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except BrokenPipeError:
+                # What it still holds would be written at the end, and the process end with an error.
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
 
     def stop(self) -> None:
         """Loguru is done with this sink."""

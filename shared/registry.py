@@ -24,6 +24,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]
 AgentType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 
@@ -41,6 +42,15 @@ def _server_address(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("must end with its path: leave out '?' and '#' and what follows")
     return url
+
+
+def _variable(name: str) -> str:
+    """Refuse what can be no variable's name without repeating it: it may be the key itself."""
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError(
+            "must be the name of an environment variable (letters, digits and _), not the key itself"
+        )
+    return name
 
 
 def _number(value: Any) -> Any:
@@ -98,7 +108,7 @@ class Registration(BaseModel):
         None,
         description="Its name at its server; left out: what that says; `name` till probed or in router mode.",
     )
-    api_key_env: str | None = Field(
+    api_key_env: Annotated[str, AfterValidator(_variable)] | None = Field(
         None, description="The environment variable that holds the key which its server asks for."
     )
     context_tokens: Annotated[int, Field(ge=1), TOKENS] | None = Field(

@@ -15,6 +15,8 @@ from shared.request_ids import HEADER, new_request_id, taken
 _SLOT = "orchestrator.request_id"
 _NAME = HEADER.lower().encode()
 _UNEXPECTED = 500
+_PATH_CHARACTERS = 256
+"""Of a path that stand in the log: a client may send 64 KB of it."""
 
 
 def request_id_of(scope: MutableMapping[str, Any]) -> str:
@@ -58,7 +60,7 @@ class _Answer:
             "request",
             "ERROR" if self._status == _UNEXPECTED else "DEBUG",
             method=scope["method"],
-            path=scope["path"],
+            path=scope["path"][:_PATH_CHARACTERS],
             status=self._status,
             total_ms=(time.monotonic() - self._started) * 1000,
         )

@@ -22,6 +22,7 @@ from shared.backends.errors import (
 )
 from shared.backends.session import backend_errors, headers, root_url
 from shared.backends.sse import SseEvent, SseParser
+from shared.masking import without_our_secrets
 from shared.states import BackendType
 
 ABORTED = "abort"
@@ -158,7 +159,7 @@ async def refusal(response: aiohttp.ClientResponse) -> BackendError:
     """What an answer means that is not the one that was asked for."""
     body = await _error_body(response)
     error = _refusal_of(response, error_detail(body) or response.reason or "no words")
-    error.answer = body
+    error.answer = without_our_secrets(body)
     return error
 
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from shared.errors import OrchestratorError
+from shared.masking import masked_for_log
 
 _UNKNOWN_MODEL = re.compile(r"\bmodel [`'\"][^`'\"]*[`'\"] (does not exist|not found)")
 """So vLLM (404) and llama.cpp in router mode (400) say that they have no such model; of a path that they lack
@@ -31,14 +32,16 @@ class BackendError(OrchestratorError):
     """A call to a backend gave no result.
 
     ``type`` is a short stable name for programs, ``detail`` the backend's own words (or the socket's) for
-    people, ``status`` the HTTP status or the code inside the error object, None where there was none.
-    ``answer`` is the error answer itself (its beginning), empty where there was none.
+    people, without passwords and keys, ``status`` the HTTP status or the code inside the error object, None
+    where there was none. ``answer`` is the error answer itself (its beginning, without our keys), empty where
+    there was none.
     """
 
     answer: bytes = b""
 
     def __init__(self, error_type: str, detail: str, status: int | None = None) -> None:
-        words = " ".join(detail.encode(errors="replace").decode().split())
+        # Masked before it is cut: the beginning of a key would look like none.
+        words = masked_for_log(" ".join(detail.encode(errors="replace").decode().split()))
         self.type = error_type
         self.detail = words if len(words) <= DETAIL_LIMIT else words[: DETAIL_LIMIT - 1] + "…"
         self.status = status

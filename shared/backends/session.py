@@ -11,6 +11,7 @@ from errno import ECONNREFUSED
 import aiohttp
 
 from shared.backends.errors import BackendError, Broken, Interrupted, NotSent
+from shared.masking import keep_secret
 from shared.request_ids import HEADER
 from shared.states import BackendType
 
@@ -71,6 +72,8 @@ def root_url(base_url: str) -> str:
 
 def headers(api_key: str | None, request_id: str = "") -> dict[str, str]:
     """The headers that every call to a backend carries, and the id of the request that it is made for."""
+    if api_key:
+        keep_secret(api_key)  # a backend that quotes our request in its error must not make it public
     found = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     if request_id:
         found[HEADER] = request_id

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shared.backends.session import headers
 from shared.store.records import JobRecord
 from tests.kit.faulty_server import SSE_HEAD, answer, faulty_server
 from tests.kit.gateway import CHAT, STREAM, desk
@@ -205,6 +206,22 @@ async def test_a_backends_own_refusal_reaches_the_client_with_its_status(
         assert (got.status, got.text.encode()) == (400, said)
         assert got.headers["x-orchestrator-model"] == "alpha"
         assert (job["state"], job["error_type"]) == ("failed", "backend_rejected")
+
+
+async def test_a_refusal_that_quotes_our_key_reaches_nobody_with_it(store: Store, tmp_path: Path) -> None:
+    key = "plainbackendkey779"
+    headers(key)  # as every call with it does
+    said = json.dumps({"error": {"message": f"got Bearer {key}, {key}", "code": 400}}).encode()
+    async with desk(store, tmp_path) as api, faulty_server(answer("400 Bad Request", said)) as backend:
+        asked = api.asks(CHAT)
+        job_id = await api.grant(backend.url)
+        got = await asked
+        job = await api.ended(job_id)
+
+    assert got.status == 400
+    assert json.loads(got.text)["error"]["message"] == "got Bearer ***, ***"
+    assert job["error_type"] == "backend_rejected"
+    assert key not in str(job)
 
 
 async def test_a_job_whose_tries_are_used_up_is_a_503(store: Store, tmp_path: Path) -> None:

@@ -99,3 +99,45 @@ def test_a_stderr_that_nobody_reads_any_more_loses_no_line_of_the_file(tmp_path:
         os.close(writing)
 
     assert len((tmp_path / "logs" / "api.log").read_text().splitlines()) == 1
+
+
+_FULL_DISK = """
+import os, sys
+from loguru import logger
+from shared import config, log
+path = os.path.join(sys.argv[1], "api.log")
+os.mkdir(sys.argv[1])
+os.symlink("/dev/full", path)
+settings = config.load({"ORCH_LOG__DIR": sys.argv[1], "ORCH_LOG__FORMAT": "json"})
+log.configure("api", settings.log)
+for number in range(3):
+    log.event("request", path="/x?key=hunter2hunter2", job=str(number))
+"""
+
+
+def test_a_full_disk_is_said_once_and_every_line_stays_a_line_without_secrets(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _FULL_DISK, str(tmp_path / "logs")]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    lines = [json.loads(line) for line in ran.stderr.splitlines()]
+
+    assert [line.get("job") for line in lines] == [None, "0", "1", "2"]
+    assert "No space left on device" in lines[0]["message"]
+    assert lines[0]["level"] == "WARNING"
+    assert "hunter2" not in ran.stderr
+
+
+_STDLIB = """
+import logging, sys
+from shared import config, log
+log.configure("api", config.load({"ORCH_LOG__DIR": sys.argv[1], "ORCH_LOG__FORMAT": "json"}).log)
+for level in (logging.CRITICAL, logging.ERROR, 35, logging.WARNING):
+    logging.getLogger("lib").log(level, "said")
+"""
+
+
+def test_a_level_of_the_standard_library_is_never_made_less_of(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _STDLIB, str(tmp_path / "logs")]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+
+    levels = [json.loads(line)["level"] for line in ran.stderr.splitlines()]
+    assert levels == ["ERROR", "ERROR", "WARNING", "WARNING"]

@@ -8,6 +8,7 @@ import pytest
 
 from shared import config
 from shared.errors import ConfigError
+from shared.masking import masked_for_log
 
 NO_FILE: dict[str, str] = {}
 
@@ -181,3 +182,60 @@ def test_names_of_host_and_process_are_no_settings() -> None:
     environ = {"ORCH_HOST_NAME": "box", "ORCH_INSTANCE": "router-2", "PATH": "/bin"}
     assert config.load(environ) == config.load(NO_FILE)
     assert config.host_name(environ) == "box"
+
+
+def _refusal(directory: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load_file(directory, text)
+    return str(refused.value)
+
+
+def test_a_mapping_where_a_list_belongs_is_not_repeated(tmp_path: Path) -> None:
+    said = _refusal(tmp_path, 'models: {q: {cmd: serve, env: ["HF_TOKEN=hf_secret"]}}')
+
+    assert "models is a mapping with 1 keys: Input should be a valid list" in said
+    assert "hf_secret" not in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"api: {{port: {'a' * 40_000}}}",
+        f"api: {{port: 0x{'f' * 40_000}}}",
+        f"api: {{{'b' * 500}: 1}}",
+        f"models: [{'{port: 1}, ' * 5000}]",
+        f"redis: {{url: 'redis://:{'p' * 300}@host', namespace: 'http://me:{'p' * 300}@host'}}",
+    ],
+    ids=["text", "number", "key", "many", "password"],
+)
+def test_whatever_is_wrong_the_line_stays_short_and_tells_no_password(tmp_path: Path, text: str) -> None:
+    said = _refusal(tmp_path, text)
+
+    assert len(said) < 5000
+    assert "ppp" not in said
+
+
+def test_nested_aliases_are_refused_in_a_short_line(tmp_path: Path) -> None:
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    said = _refusal(tmp_path, "\n".join(["a0: &a0 [x]", *levels, "models: *a9"]))
+
+    assert "is not YAML" in said
+    assert "aliases stand for more than" in said
+    assert len(said) < 500
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    said = _refusal(tmp_path, 'models: [{name: a, port: 1, api_key_env: "my-real-secret-key-123"}]')
+
+    assert "models.0.api_key_env: must be the name of an environment variable" in said
+    assert "my-real" not in said
+
+
+def test_the_keys_and_the_password_that_settings_name_are_hidden_from_then_on(tmp_path: Path) -> None:
+    load_file(
+        tmp_path,
+        "redis: {url: 'redis://me:a-long-password@host'}\nmodels: [{name: a, port: 1, api_key_env: MINE}]",
+        MINE="plainbackendkey778",
+    )
+
+    assert masked_for_log("raw plainbackendkey778, a-long-password") == "raw ***, ***"

@@ -1,0 +1,91 @@
+"""Where lines go when a file or whoever reads them fails: never back to whoever logs."""
+
+from __future__ import annotations
+
+import io
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from shared.log_lines import text_line
+from shared.log_sink import BoundedFile, Lines
+
+
+@pytest.fixture
+def small_files() -> Iterator[int]:
+    """This process may write files of so many bytes; more is an ``OSError``, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    yield 200
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_file_that_is_full_and_has_room_again_is_said_each_time(tmp_path: Path, small_files: int) -> None:
+    path, stream = tmp_path / "api.log", io.StringIO()
+    sink = logger.add(
+        Lines(stream, text_line, text_line, BoundedFile(path)), format=lambda _: "", catch=False
+    )
+    said = logger.bind(service="api")
+    try:
+        for number in range(8):
+            said.info("line {} with password=hunter2", number)
+        full = path.stat().st_size
+        path.write_text("")
+        said.info("room again")
+        said.info("and on")
+    finally:
+        logger.remove(sink)
+
+    assert full == small_files
+    shown = stream.getvalue()
+    assert shown.count("can't be written") == 1
+    assert shown.count("is written again") == 1
+    assert "hunter2" not in shown
+    assert [shown.count(f"line {number} ") for number in range(8)] == [1] * 8
+    kept = [line for line in path.read_text().splitlines() if line]
+    assert [line.endswith(end) for line, end in zip(kept, ("room again", "and on"), strict=True)] == [
+        True
+    ] * 2
+
+
+def test_a_file_that_can_not_make_way_is_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "api.log"
+    path.parent.mkdir()
+    file = BoundedFile(path, most_bytes=100)
+    (tmp_path / "logs" / "api.log.1").mkdir()
+    (tmp_path / "logs" / "api.log.1" / "in the way").touch()
+    file.write("x" * 150)
+    with pytest.raises(OSError, match="directory"):
+        file.write("lost")
+    (tmp_path / "logs" / "api.log.1" / "in the way").unlink()
+    (tmp_path / "logs" / "api.log.1").rmdir()
+    file.write("kept")
+    file.close()
+
+    assert path.read_text() == "kept\n"
+
+
+class _Unwritable:
+    def __str__(self) -> str:
+        raise RuntimeError("password=hunter2")
+
+
+def test_neither_a_closed_stream_nor_an_unwritable_value_reaches_whoever_logs() -> None:
+    stream = io.StringIO()
+    sink = logger.add(Lines(stream, text_line, text_line, None), format=lambda _: "", catch=False)
+    try:
+        logger.info("x", service="api", value=_Unwritable())
+        shown = stream.getvalue()
+        stream.close()
+        logger.info("y", service="api")
+    finally:
+        logger.remove(sink)
+
+    assert "WARNING api a line can't be made of what was logged: RuntimeError" in shown
+    assert "hunter2" not in shown
