@@ -49,6 +49,7 @@ RESTART: Mapping[str, tuple[str, ...]] = {
 """The settings that are read at the start only, and by which services; all others take effect at once."""
 
 BUILT_IN = "models: the file names none now, which stands for the built-in simulated ones"
+NO_SIMULATOR = "models: the simulator, which simulated ones need, was not started with the rest"
 OTHER_SOURCE = "gpu.source: 'auto' means another one now that simulated models have come or gone"
 
 
@@ -98,8 +99,12 @@ class Change:
     restarts: tuple[Restart, ...]
 
 
-def compare(old: Settings, new: Settings) -> Change:
-    """What follows if a process that runs on ``old`` finds ``new`` in its file."""
+def compare(old: Settings, new: Settings, *, simulated: bool | None = None) -> Change:
+    """What follows if a process that runs on ``old`` finds ``new`` in its file.
+
+    ``simulated``: whether models were simulated at its start (None: as in ``old``), which chose the source of
+    the GPU readings and whether ``make up`` started the simulator.
+    """
     merged: dict[str, Any] = {}
     effects: list[str] = []
     sections: set[str] = set()
@@ -124,9 +129,19 @@ def compare(old: Settings, new: Settings) -> Change:
         if found:
             sections.add(name)
     settings = Settings.model_construct(**merged)
-    if settings.gpu.source == "auto" and settings.simulates != old.simulates:
-        restarts.append(Restart(OTHER_SOURCE, ("simulator", "monitor")))
+    restarts += _simulation(settings, old.simulates if simulated is None else simulated)
     return Change(settings, tuple(effects), frozenset(sections), tuple(restarts))
+
+
+def _simulation(settings: Settings, simulated: bool) -> Iterator[Restart]:
+    """What waits since simulated models have come or gone; ``simulated``: whether there were any before."""
+    if settings.simulates == simulated:
+        return
+    if settings.gpu.source == "auto":
+        yield Restart(OTHER_SOURCE, ("simulator", "monitor"))
+    elif settings.simulates and settings.gpu.source != "simulated":
+        # Only the supervisor knows whether a simulator runs: one that does follows the file itself.
+        yield Restart(NO_SIMULATOR, ("make up",))
 
 
 def _sections(settings: Settings) -> dict[str, Any]:

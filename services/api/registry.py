@@ -41,6 +41,15 @@ class Registry:
             await self.refresh()
         except StoreUnavailable as error:
             logger.warning("the models of the changed file are registered once Redis answers: {}", error)
+        except Exception as error:
+            # Refused, say by an ACL: it would be refused at each refresh again, and those must go on.
+            self._unpublished = False
+            logger.error(
+                "the models of the changed file are not registered, change the file again once Redis takes "
+                "them: {}: {}",
+                type(error).__name__,
+                error,
+            )
 
     async def publish(self) -> None:
         """Write the models of the settings; those of an earlier file go, those from elsewhere stay."""

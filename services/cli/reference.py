@@ -41,9 +41,14 @@ JSON there. A wrong key or value is an error that names it and what is allowed. 
 looks for such errors, `config show` prints what is in effect, and `config reference --json` is a JSON schema
 of the file, for editors.
 
-The file is followed while the services run: a change counts about two seconds later where the last column
-says `at once`; what needs a restart (under `make up` of the whole) is named in the log. A file that is wrong,
-empty or gone changes nothing, and the log says so. A file that no longer names any model takes none away.
+The file is followed while the services run: a change counts one to two seconds later (under `make up` one to
+three) where the last column says `at once`; what needs a restart (under `make up` of the whole) is named in
+the log. A file that is wrong, empty (also: comments only), no regular file or gone changes nothing, and the
+log says so. A file that no longer names any model takes none away.
+
+A model of the file takes the place of one that was registered over HTTP under its name, with a warning: it
+is the file's from then on, and goes when the file no longer names it. Apis of one namespace need the same
+models in their files: each one that writes its own takes out those of other files.
 
 Seconds (s) may have decimals. GB are of 2^30 bytes. `-` as default means that nothing is set.
 """

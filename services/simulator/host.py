@@ -26,7 +26,9 @@ from shared.registry import Registration
 from shared.states import BackendType
 
 _LEAVE_S = 5.0
-"""A model that is taken away listens for as long still: the others learn of it up to two seconds later."""
+"""A model that is taken away listens for as long still: the others learn of it up to two seconds later.
+
+Not where another model is to have its port: then only till it has nothing to do."""
 _LOOK_S = 0.2
 
 
@@ -103,6 +105,9 @@ class SimulatedHost:
             leaver.state.follow(model)
             return
         if leaver is not None:
+            # At once, lest calls for the new one are answered by the old one.
+            self._leaving.pop(leaver).cancel()
+            self._leave(leaver, linger_s=0.0)
             await asyncio.wait({self._leaving[leaver]})
         try:
             backend = self._backend(model)
@@ -114,11 +119,11 @@ class SimulatedHost:
         await backend.load()
         logger.info("model {} at {} (simulated)", backend.name, backend.url)
 
-    def _leave(self, backend: SimulatedBackend) -> None:
-        self._leaving[backend] = asyncio.create_task(self._close_idle(backend))
+    def _leave(self, backend: SimulatedBackend, linger_s: float = _LEAVE_S) -> None:
+        self._leaving[backend] = asyncio.create_task(self._close_idle(backend, linger_s))
 
-    async def _close_idle(self, backend: SimulatedBackend) -> None:
-        await asyncio.sleep(_LEAVE_S)
+    async def _close_idle(self, backend: SimulatedBackend, linger_s: float) -> None:
+        await asyncio.sleep(linger_s)
         await _idle(backend)
         del self._leaving[backend]
         await backend.close()

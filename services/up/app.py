@@ -19,6 +19,7 @@ from services.up.supervisor import Child, RestartPolicy, Supervisor
 from shared import config, log
 from shared.config import Settings
 from shared.errors import ConfigError, OrchestratorError, StoreUnavailable
+from shared.file_watch import COMPLETE
 from shared.process import ChildProcess
 from shared.store.client import check_server, connect_commands
 from shared.store.server import EmbeddedRedis
@@ -198,7 +199,7 @@ def write_effective(settings: Settings, path: Path) -> Path:
         descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             os.fchmod(descriptor, 0o600)
-            file.write(text)
+            file.write(text + COMPLETE)
         written.replace(path)  # in one step: the children follow it
     except OSError as error:
         raise CannotStart(

@@ -153,12 +153,22 @@ class FleetStore:
         return {model: BackendType(raw) for model, raw in zip(models, found, strict=True) if raw in known}
 
     async def register(self, entries: Sequence[Registration], *, replace_file: bool = False) -> list[str]:
-        """Write registrations; with ``replace_file`` those of an earlier file go. The names that changed."""
+        """Write registrations; with ``replace_file`` those of an earlier file go. The names that changed.
+
+        A registration made over HTTP that a file takes over is warned of: nothing brings it back.
+        """
         order = {
             "entries": {entry.name: entry.model_dump_json(exclude_defaults=True) for entry in entries},
             "replace_file": replace_file,
         }
-        return list(await self._run("register", encoded(order)))
+        changed, taken_over = await self._run("register", encoded(order))
+        for name in taken_over:
+            logger.warning(
+                "model {} was registered over HTTP; the settings file names it, so from now on it is the "
+                "file's, and it goes when the file no longer names it",
+                name,
+            )
+        return list(changed)
 
     async def heartbeat(self, instance: str, boot: str, entry: Mapping[str, str | int]) -> None:
         """Say that this instance lives; raises ``InstanceTaken`` if another live process has its name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -20,6 +21,8 @@ from tests.kit.monitor import log_lines
 from tests.kit.waiting import wait_until
 
 TOKENS = 300
+LINGERS_S = 5.0
+"""How long a model that leaves listens at least where nobody wants its port."""
 
 
 @pytest.fixture
@@ -90,6 +93,22 @@ async def test_another_model_on_the_port_of_one_that_leaves_waits_for_it(
     await host.follow([renamed])
     assert host.backends.keys() == {"renamed"}
     assert await answers(http, ports[1])
+
+
+async def test_models_that_swap_their_ports_are_swapped_at_once(
+    host: SimulatedHost, http: aiohttp.ClientSession, ports: list[int], one: Registration
+) -> None:
+    """While one lingers, as a model that leaves does, calls for its successor would get its answers."""
+    two = registration("two", port=ports[2])
+    await host.follow([one, two])
+    began = time.monotonic()
+    await host.follow([one.model_copy(update={"port": ports[2]}), two.model_copy(update={"port": ports[1]})])
+    assert time.monotonic() - began < LINGERS_S
+    assert {name: backend.port for name, backend in host.backends.items()} == {
+        "one": ports[2],
+        "two": ports[1],
+    }
+    assert [await answers(http, port) for port in ports[1:3]] == [True, True]
 
 
 async def test_what_needs_another_server_and_a_port_that_is_taken_are_said(

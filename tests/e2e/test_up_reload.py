@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -62,6 +63,12 @@ async def test_a_changed_file_reaches_the_services_and_moved_ports_stay_moved(
         _write(path, simulator={"port": control}, models=[beta, {**alpha, "port": up.api_port}])
         await wait_until(lambda: len(up.lines("so nothing changes")) == 2, "one port twice is wrong, too")
         assert _ports(up) == {"alpha": moved, "beta": second}
+
+        path.unlink()
+        os.mkfifo(path)
+        await wait_until(lambda: up.lines("is no regular file"), "a pipe is not waited for")
+        up.process.terminate()
+        assert up.process.wait(30) == 0
 
 
 def _write(path: Path, **sections: Any) -> None:

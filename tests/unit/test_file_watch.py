@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from services.up.app import write_effective
 from shared import config
 from shared.config import Settings
-from shared.file_watch import FileWatch, Warned, read_changed
-from shared.reload import compare
+from shared.file_watch import COMPLETE, FileWatch, Warned, follow_file, read_changed
+from shared.gpu.thread import call_in_daemon_thread
+from shared.reload import LiveSettings, compare
 from tests.kit.monitor import log_lines
+from tests.kit.waiting import wait_until
 
 GOOD = "queue: {bound: 100}\n"
 OTHER = "queue: {bound: 200}\n"
@@ -131,6 +136,10 @@ def test_a_file_that_is_written_to_while_it_is_read_is_read_again(path: Path, lo
         ("api: {port: 1\nqueue: [", "is not YAML: line 2, column 6: while parsing"),
         ("[" * 5000, "is not YAML"),
         ("", "is empty"),
+        ("# queue: {bound: 5}\n", "is empty"),
+        ("\n  \n", "is empty"),
+        ("{}", "is empty"),
+        ("---\nqueue:\n# {bound: 5}\nmodels:\n", "is empty"),
     ],
 )
 def test_a_broken_file_is_said_once_and_says_nothing_else(
@@ -189,6 +198,67 @@ def test_a_file_that_stays_away_is_said_once_and_changes_nothing(
     write(path, OTHER)
     assert bound(settled(watch)) == 200
     assert log[1:] == [f"{path} is there again"]
+
+
+def test_a_process_that_was_started_with_an_empty_file_has_nothing_to_say_of_it(
+    path: Path, log: list[str]
+) -> None:
+    write(path, "# queue: {bound: 5}\n")
+    watch = FileWatch(path, lambda: read_changed(path, {}))
+    assert settled(watch) is None
+    write(path, OTHER)
+    assert bound(settled(watch)) == 200
+    assert log == []
+
+
+def test_a_pipe_in_place_of_the_file_is_not_read_and_said_once(
+    path: Path, watch: FileWatch, log: list[str]
+) -> None:
+    path.unlink()
+    os.mkfifo(path)
+    looking = call_in_daemon_thread(lambda: [watch.look() for _ in range(8)], "looks")
+    assert looking.result(timeout=30) == [None] * 8
+    assert log == [f"{path} is no regular file: nothing changes till it is one"]
+
+    path.unlink()
+    write(path, OTHER)
+    assert bound(settled(watch)) == 200
+
+
+def test_a_file_that_says_that_it_is_complete_counts_at_the_first_look(path: Path, watch: FileWatch) -> None:
+    write(path, OTHER + COMPLETE)
+    assert bound(watch.look()) == 200
+    assert watch.look() is None
+
+
+def test_what_the_supervisor_writes_counts_at_the_first_look(tmp_path: Path) -> None:
+    path = write_effective(config.parse({"queue": {"bound": 200}}, "test"), tmp_path / "effective.yaml")
+    assert bound(FileWatch(path, lambda: read_changed(path, {})).look()) == 200
+
+
+async def test_a_change_that_cannot_be_carried_out_is_an_error_and_the_next_one_is_followed(
+    path: Path, log: list[str]
+) -> None:
+    live = LiveSettings.of(config.load({"ORCH_CONFIG": str(path)}))
+    seen: list[int] = []
+
+    async def refuse() -> None:
+        seen.append(live.queue.bound)
+        raise RuntimeError("NOPERM no permissions")
+
+    following = asyncio.create_task(follow_file(live, "api", {"ORCH_CONFIG": str(path)}, refuse))
+    for wanted, text in ((200, OTHER), (300, OTHER.replace("200", "300"))):
+        write(path, text + COMPLETE)
+        await wait_until(partial(_is_over, following, seen, wanted), "it is followed")
+        assert not following.done()
+    following.cancel()
+    await asyncio.wait({following})
+    said = f"what has changed in {path} is not carried out: RuntimeError: NOPERM no permissions"
+    assert log.count(said) == 2
+
+
+def _is_over(following: asyncio.Task[None], seen: list[int], wanted: int) -> bool:
+    return wanted in seen or following.done()
 
 
 def test_the_environment_still_wins(path: Path) -> None:

@@ -10,14 +10,15 @@ from pydantic import ValidationError
 
 from services.cli import reference
 from shared.config import Settings, parse
-from shared.reload import BUILT_IN, OTHER_SOURCE, RESTART, LiveSettings, compare, takes_effect
+from shared.reload import BUILT_IN, NO_SIMULATOR, OTHER_SOURCE, RESTART, LiveSettings, compare, takes_effect
 
 ONE = {"name": "one", "port": 9001, "slots": 2}
+MADE_UP = {"name": "made-up", "port": 9009, "simulated": True}
 TWO = {"name": "two", "url": "http://10.0.0.2:8000"}
 
 
 def settings(**sections: Any) -> Settings:
-    return parse({"models": [ONE], **sections}, "test")
+    return parse({"models": [ONE]} | sections, "test")
 
 
 def other_values() -> Mapping[str, Any]:
@@ -121,9 +122,30 @@ def test_models_in_place_of_the_built_in_ones_are_taken() -> None:
 
 
 def test_the_first_simulated_model_needs_those_restarted_that_chose_who_reads_the_gpus() -> None:
-    simulated = {**ONE, "name": "made-up", "port": 9009, "simulated": True}
-    change = compare(settings(), parse({"models": [ONE, simulated]}, "test"))
+    change = compare(settings(), settings(models=[ONE, MADE_UP]))
     assert [(one.what, one.services) for one in change.restarts] == [(OTHER_SOURCE, ("simulator", "monitor"))]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("none", [NO_SIMULATOR]), ("nvml", [NO_SIMULATOR]), ("auto", [OTHER_SOURCE]), ("simulated", [])],
+)
+def test_the_first_simulated_model_is_said_to_need_a_simulator_where_none_was_started(
+    source: str, said: list[str]
+) -> None:
+    change = compare(
+        settings(gpu={"source": source}), settings(gpu={"source": source}, models=[ONE, MADE_UP])
+    )
+    assert [one.what for one in change.restarts] == said
+
+
+@pytest.mark.parametrize("source", ["none", "auto"])
+def test_simulated_models_that_come_and_go_again_need_nothing_restarted(source: str) -> None:
+    """What counts is whether there were any at the start."""
+    start = settings(gpu={"source": source})
+    there = compare(start, settings(gpu={"source": source}, models=[ONE, MADE_UP]), simulated=False).settings
+    assert compare(there, start, simulated=False).restarts == ()
+    assert len(compare(there, there, simulated=False).restarts) == 1, "it still waits at the next change"
 
 
 def test_what_differs_for_a_card_takes_effect() -> None:
