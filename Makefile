@@ -14,8 +14,19 @@ VLLM := .venv-vllm
 up: $(INSTALLED)
 	@$(if $(CONFIG),ORCH_CONFIG='$(CONFIG)') exec $(BIN)/python -m services.up
 
+# Without ARGS in two runs side by side: one mostly computes, the other mostly waits. The first one's report comes last.
 test: $(TOOLS)
+ifeq ($(strip $(ARGS)),)
+	@report=$$(mktemp); \
+	nice -n 10 $(BIN)/python -m pytest tests/unit tests/contract > "$$report" 2>&1 & \
+	side=$$!; \
+	$(BIN)/python -m pytest tests/chaos tests/e2e tests/integration; main=$$?; \
+	wait $$side; aside=$$?; \
+	cat "$$report"; rm -f "$$report"; \
+	exit $$((main ? main : aside))
+else
 	@$(BIN)/python -m pytest $(ARGS)
+endif
 
 test-vllm: $(TOOLS) $(VLLM)/.installed # the contract on the real vLLM (CPU build): 2.5 GB, five minutes
 	@VLLM_PYTHON='$(CURDIR)/$(VLLM)/bin/python' $(BIN)/python -m pytest -m vllm tests/contract $(ARGS)

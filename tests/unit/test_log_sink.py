@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -14,20 +15,27 @@ from loguru import logger
 from shared.log_lines import text_line
 from shared.log_sink import BoundedFile, Lines
 
+_MOST_BYTES = 8_000_000
+
 
 @pytest.fixture
 def small_files() -> Iterator[int]:
-    """This process may write files of so many bytes; more is an ``OSError``, as on a full disk."""
+    """This process may write files of so many bytes; more is an ``OSError``, as on a full disk.
+
+    Far more than the report of the tests, which it writes as well.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
-    yield 200
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_BYTES, before[1]))
+    yield _MOST_BYTES
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_file_that_is_full_and_has_room_again_is_said_each_time(tmp_path: Path, small_files: int) -> None:
     path, stream = tmp_path / "api.log", io.StringIO()
+    path.touch()
+    os.truncate(path, small_files - 200)
     sink = logger.add(
         Lines(stream, text_line, text_line, BoundedFile(path)), format=lambda _: "", catch=False
     )
