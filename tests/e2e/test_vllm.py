@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from shared.backends.exposition import parse, total
+from shared.placement.picture import FRESH_S
 from tests.kit.configs import free_ports, simulated_config, simulated_model
 from tests.kit.journal import Journal
 from tests.kit.simulation import Simulation
@@ -63,8 +65,15 @@ async def test_batches_go_to_vllm_and_interactive_jobs_to_llama_cpp(stack: Stack
         served.append(await _served_by(stack, agent_type="Chat", **kind))
         for name in ("alpha", "big"):
             await stack.redis.hdel(stack.keys.model(name), *LEARNED)
+        await _no_picture_is_older()
 
     assert served == ["big", "alpha", "big", "alpha"]
+
+
+async def _no_picture_is_older() -> None:
+    """A router may decide on a picture of the fleet that is so old."""
+    now = time.monotonic()
+    await wait_until(lambda: time.monotonic() - now > 2 * FRESH_S, "pictures from before are too old")
 
 
 async def test_an_idle_vllm_that_holds_92_percent_of_the_card_stops_nothing(stack: Stack) -> None:
