@@ -136,9 +136,10 @@ class Scheduler:
         if self._stopping:
             return False
         # What an api runs itself takes nothing of ours.
-        return (
-            bool(holder_of(head)) or self._dispatcher.running + planned < self._settings.router.max_in_flight
-        )
+        if holder_of(head) or self._dispatcher.running + planned < self._settings.router.max_in_flight:
+            return True
+        self._was_full = True  # whoever leaves has to wake us, also if nobody waited when it ended
+        return False
 
     async def _drain(self, target: TargetView, round_: Round) -> Drained:
         """Take jobs from one queue until its head has to wait or all that the view showed are through."""
