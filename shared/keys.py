@@ -10,6 +10,7 @@ STATIC: dict[str, str] = {
     "gpus": "gpus",
     "requests": "jobs:requests",
     "events": "jobs:events",
+    "wakes": "jobs:wakes",
     "decisions": "decisions",
     "dead": "jobs:dead",
     "targets": "jobs:targets",
@@ -94,6 +95,10 @@ class Keys:
     @property
     def events(self) -> str:
         return self._static["events"]
+
+    @property
+    def wakes(self) -> str:
+        return self._static["wakes"]
 
     @property
     def decisions(self) -> str:

@@ -19,7 +19,7 @@ from shared.store.streams import Follower
 _AWAY_S = 0.5
 _GATHER_S = 0.003
 _LEISURE_S = 0.01
-"""After events that changed nothing for us, such as those of jobs that an api started and ended by itself."""
+"""After what changed nothing for us."""
 _SAMPLE_S = 0.05
 """Samples come from many GPUs and backends at once: one pass is enough for all of them."""
 _FREED_MOST_S = 0.02
@@ -28,7 +28,7 @@ _FREEING = frozenset({*FINAL_EVENTS, JobEvent.RETRIED, JobEvent.REQUEUED})
 
 
 class Following:
-    """One plain reader over events, samples and control; every router sees every entry."""
+    """One plain reader over wakes, samples and control; every router sees every entry."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Following:
 
     def _heed(self, stream: str, entry: StreamEntry) -> bool:
         """Act on an entry; whether it was of any consequence."""
-        if stream != self._keys.events:
+        if stream != self._keys.wakes:
             self._wake.ring(0.0 if stream == self._keys.control else _SAMPLE_S)
             return True
         kind = entry.fields.get("type")
@@ -90,4 +90,4 @@ class Following:
 
 def positions(keys: Keys) -> dict[str, str]:
     """What a router follows, from now on."""
-    return dict.fromkeys((keys.events, keys.gpu_samples, keys.backend_samples, keys.control), "$")
+    return dict.fromkeys((keys.wakes, keys.gpu_samples, keys.backend_samples, keys.control), "$")

@@ -14,10 +14,10 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError
 
 from shared.config import HistorySettings
-from shared.keys import PATTERNS, STATIC, Keys
+from shared.keys import PATTERNS, ROUTER_GROUP, STATIC, Keys
 from shared.states import JobEvent, JobState
 from shared.store.lua_parts import linked, words
-from shared.store.wire import CommandClient
+from shared.store.wire import CommandClient, Word, packed
 
 INDEX_KEPT = 20_000
 """Newest jobs that GET /v1/jobs can list; twice the default queue bound."""
@@ -53,11 +53,6 @@ NAMES = tuple(
 
 _SMALL_BYTES = 65_536
 """A call with more has a connection to itself: all that came behind it would have to wait for it."""
-_Word = str | bytes | int
-
-
-def _size(word: _Word) -> int:
-    return 8 if isinstance(word, int) else len(word)
 
 
 class Scripts:
@@ -73,20 +68,20 @@ class Scripts:
             name: redis.register_script(_source(name, keys, history, retention_s)) for name in NAMES
         }
 
-    async def run(self, name: str, *args: _Word) -> Any:
+    async def run(self, name: str, *args: Word) -> Any:
         """Run a script; its reply is parsed by the typed wrapper that called."""
-        client = self._client
-        if client is None or sum(map(_size, args)) > _SMALL_BYTES:
-            return await self._scripts[name](keys=[self._slot_key], args=list(args))
-        script, rest = self._scripts[name], (1, self._slot_key, *args)
+        client, script = self._client, self._scripts[name]
+        rest = (1, self._slot_key, *args)
+        if client is None or len(command := packed("EVALSHA", script.sha, *rest)) > _SMALL_BYTES:
+            return await script(keys=[self._slot_key], args=list(args))
         try:
-            return await self._shared(client, ("EVALSHA", script.sha, *rest))
+            return await self._shared(client, command)
         except NoScriptError:
             # Over the same connection: after a failover another may lead elsewhere. The server keeps it.
-            return await self._shared(client, ("EVAL", str(script.script), *rest))
+            return await self._shared(client, packed("EVAL", str(script.script), *rest))
 
-    async def _shared(self, client: CommandClient, words: Sequence[_Word]) -> Any:
-        return await client.replays.call_with_retry(lambda: client.wires.call(*words), _leave)
+    async def _shared(self, client: CommandClient, command: bytes) -> Any:
+        return await client.replays.call_with_retry(lambda: client.wires.send(command), _leave)
 
 
 async def _leave(_: Exception) -> None:
@@ -136,6 +131,7 @@ def _prelude(used: Set[str], keys: Keys, history: HistorySettings, retention_s: 
         "STATE": _table({state.value: state.value for state in JobState}),
         "EVENT": _table({event.value.removeprefix("job."): event.value for event in JobEvent}),
         "KEEP": _table(kept),
+        "GROUP": _literal(ROUTER_GROUP),
         "RETENTION_MS": str(round(retention_s * 1000)),
         "HISTORY_MS": str(HISTORY_DAYS * 86_400_000),
     }

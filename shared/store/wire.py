@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -55,14 +55,17 @@ class Wires:
         self._closed = False
 
     async def call(self, *words: Word) -> Any:
-        """Send one command; raises what ``BROKEN`` names, and ``ResponseError``."""
+        """``send`` for a command that is not packed yet."""
+        return await self.send(packed(*words))
+
+    async def send(self, command: bytes) -> Any:
+        """Send one ``packed`` command; raises what ``BROKEN`` names, and ``ResponseError``."""
         if self._closed:
             raise RedisConnectionError("closed")
-        packed = _packed(words)
         wire = self._best()
         if wire.protocol is None:
             await wire.connect()
-        return await wire.send(packed)
+        return await wire.send(command)
 
     async def aclose(self) -> None:
         """Drop all connections for good; calls under way raise ``ConnectionError``."""
@@ -108,7 +111,7 @@ class _Options:
                 _, protocol = await loop.create_connection(_Replies, host, port, ssl=context)
             try:
                 for words in _introduction(options):
-                    await protocol.send(_packed(words))
+                    await protocol.send(packed(*words))
             except ResponseError as error:
                 # Too many clients, for instance: it passes, unlike a wrong command.
                 protocol.drop(RedisConnectionError(str(error)))
@@ -174,12 +177,12 @@ class _Wire:
                 raise RedisConnectionError("closed") from None
             raise
 
-    async def send(self, packed: bytes) -> Any:
+    async def send(self, command: bytes) -> Any:
         protocol = self.protocol
         if protocol is None:
             raise RedisConnectionError("the connection broke as it was opened")
         try:
-            return await protocol.send(packed, self._options.timeout_s)
+            return await protocol.send(command, self._options.timeout_s)
         except ReadOnlyError:
             # After a failover the connection still leads to the demoted node.
             protocol.drop(RedisConnectionError("this node became a replica"))
@@ -225,13 +228,13 @@ class _Replies(asyncio.Protocol):
     def oldest(self, now: float) -> float:
         return self._calls[0][1] if self._calls else now
 
-    async def send(self, packed: bytes, timeout_s: float | None = None) -> Any:
+    async def send(self, command: bytes, timeout_s: float | None = None) -> Any:
         """One command and its reply; after ``timeout_s`` the connection is of no use any more."""
         if self.closed or self._transport is None:
             raise RedisConnectionError("the connection to Redis is closed")
         reply: asyncio.Future[Any] = self._loop.create_future()
         self._calls.append((reply, self._loop.time()))
-        self._unsent.append(packed)
+        self._unsent.append(command)
         if len(self._unsent) == 1:
             # A write costs more than a call: what else is asked for in this turn of the loop goes with it.
             self._loop.call_soon(self._flush)
@@ -253,9 +256,9 @@ class _Replies(asyncio.Protocol):
             self.drop(RedisTimeoutError("Redis did not answer in time"))
 
     def _flush(self) -> None:
-        packed, self._unsent = self._unsent, []
+        unsent, self._unsent = self._unsent, []
         if self._transport is not None and not self.closed:
-            self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
+            self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     def drop(self, error: Exception) -> None:
         """Close it now; whoever waits is told ``error``."""
@@ -303,9 +306,10 @@ def _error_of(text: str) -> Exception:
     return _ERRORS.get(word, ResponseError)(text)
 
 
-def _packed(words: Sequence[Word]) -> bytes:
+def packed(*words: Word) -> bytes:
+    """One command as it goes over the wire."""
     try:
-        return _PACK(tuple(words))
+        return _PACK(words)
     except UnicodeEncodeError:
         # As redis-py is told to send what is no UTF-8.
         return _PACK(tuple(map(_escaped, words)))

@@ -1,5 +1,5 @@
 -- Settle one intake entry and ack it in the same step. XACK answers 1 once only: that makes a replay silent.
--- ARGV order(JSON): entry, group, and one of: job_id (already accepted), raw | create (+ ARGV[2] body) | reason, raw.
+-- ARGV order(JSON): entry, group, and one of: job_id (already accepted), raw | create (+ ARGV[2] body and the job's words) | reason, raw.
 -- Returns {KNOWN|CREATED|DEAD, job id, reason}.
 local o = cjson.decode(ARGV[1])
 
@@ -29,7 +29,7 @@ if redis.call('EXISTS', key('job', new.id)) == 0 then
   if queued_count() >= new.bound then
     return dead('the queue is full (' .. int(new.bound) .. ' jobs wait): send it again later')
   end
-  check_writable(new)
+  check_writable(new, nil)
   create_job(new, ARGV[2])
 end
 redis.call('XACK', K.requests, o.group, o.entry)

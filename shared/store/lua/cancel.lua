@@ -12,6 +12,7 @@ if job.state ~= STATE.running then return {'ENDED', job.state} end
 if not job.cancel_requested_ms then
   redis.call('HSET', key('job', id), 'cancel_requested_ms', int(NOW))
   emit(EVENT.cancel_requested, id, job.state, job.attempt, {'reason', ARGV[2], 'router', job.router})
+  wake_routers(EVENT.cancel_requested, id, {})
   if attached_to(job) then tell_holder(EVENT.cancel_requested, id, job, {'error_detail', ARGV[2]}) end
 end
 return {'REQUESTED', job.state}

@@ -1,6 +1,6 @@
 -- Take queued jobs, each for one model: everything that the decision assumed is checked again here.
--- ARGV: for each an order(JSON): id, what start.lua reads, keep_holds {code = true}, grant (flat list for the api of an
--- attached job), alone (the job's queued_event: it was decided on by what submit.lua
+-- ARGV: for each an order(JSON) and its words: id, what start.lua reads, keep_holds {code = true}, grant (how many words
+-- behind those of start.lua are for the api of an attached job), alone (the job's queued_event: it was decided on by what submit.lua
 -- wrote of it, and is refused unless it is that very job, as new as it was, and nobody else waits). Returns for each {CLAIMED, attempt, deadline_ms, body} or {GONE|EXPIRED|BUSY|MOVED|ABANDONED|AWAY|SKIPPED}.
 
 -- One reply with many large bodies would outlast its client's time-out, at every repetition: what comes after this
@@ -14,17 +14,18 @@ local function claimed(id, attempt, deadline_ms)
   return {'CLAIMED', int(attempt), deadline_ms, body}
 end
 
-local function start(o, job, model, score)
-  local fields = started(o, o.id, job, model)
-  fields.request_id = job.request_id
-  if contends(score) then fields.score = exact(score) end -- its turn, should it come back
-  hset(key('job', o.id), fields)
+local function start(o, job, model, score, at)
+  local fields = started(o, o.id, job, model, at)
+  if contends(score) then append(fields, {score = exact(score)}) end -- its turn, should it come back
+  redis.call('HSET', key('job', o.id), unpack(fields))
   redis.call('HDEL', key('job', o.id), 'hold_code', 'hold_reason', 'due_ms')
   dequeue(o.id, job, true)
   local hold = redis.call('HGET', K.holds, job.target)
   if hold and not o.keep_holds[cjson.decode(hold).code] then redis.call('HDEL', K.holds, job.target) end
-  tell_start(o, o.id, job.target, fields)
-  if attached_to(job) then tell_holder('job.granted', o.id, job, o.grant) end
+  if attached_to(job) then
+    local first = at + o.fields + o.decision
+    tell_holder('job.granted', o.id, job, with_words({}, first, first + o.grant - 1))
+  end
   return claimed(o.id, job.attempt, job.deadline_ms)
 end
 
@@ -46,7 +47,7 @@ end
 
 local refused = {} -- targets that keep their order: nothing goes before a job that has to wait
 
-local function claim(o)
+local function claim(o, at)
   local job = load_job(o.id)
   if not job then return {'GONE'} end
   if job.state == STATE.running and job.nonce == o.nonce then return claimed(o.id, job.attempt, job.deadline_ms) end
@@ -57,21 +58,25 @@ local function claim(o)
   if refused[job.target] or bytes > MOST_BYTES then return {'SKIPPED'} end
   if o.alone and (job.queued_event ~= o.alone or job.attempt > 0 or queued_count() > 1) then return {'SKIPPED'} end
   -- Its api has to be told where to go.
-  if attached_to(job) and #o.grant == 0 then return {'SKIPPED'} end
+  if attached_to(job) and o.grant == 0 then return {'SKIPPED'} end
   local outcome = ended_instead(o, job)
   if outcome then
     refused[job.target] = outcome == 'AWAY'
     return {outcome}
   end
-  local model = record(redis.call('HGETALL', key('model', o.model)))
+  local model = load_model(o.model)
   outcome = in_the_way(o, model)
   if outcome then
     refused[job.target] = true
     return {outcome}
   end
-  return start(o, job, model, score)
+  return start(o, job, model, score, at)
 end
 
-local replies = {}
-for at, raw in ipairs(ARGV) do replies[at] = claim(cjson.decode(raw)) end
+local replies, at = {}, 1
+while ARGV[at] do
+  local o = cjson.decode(ARGV[at])
+  replies[#replies + 1] = claim(o, at + 1)
+  at = at + 1 + o.fields + o.decision + o.grant
+end
 return replies

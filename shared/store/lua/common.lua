@@ -37,14 +37,29 @@ local function record(fields)
   return map
 end
 
+-- Some fields of a hash: most hold more than a script asks for.
+local function read(name, fields)
+  local map = {}
+  for i, value in ipairs(redis.call('HMGET', name, unpack(fields))) do
+    if value then map[fields[i]] = value end
+  end
+  return map
+end
+
+-- What is written as it came follows an order in ARGV as flat words, since Lua's tables cost more than Redis' writes.
+local function with_words(list, first, last)
+  local size = #list
+  for i = first, last do list[size + i - first + 1] = ARGV[i] end
+  return list
+end
+
 -- `pairs` decides no order here: `type` and the identity come first, so that XREVRANGE reads as a log.
 local function xadd(stream, kind, head, fields)
-  local flat = {'v', '1', 'type', kind}
-  for _, item in ipairs(head) do flat[#flat + 1] = tostring(item) end
-  for i = 1, #(fields or {}) do flat[#flat + 1] = tostring(fields[i]) end
-  flat[#flat + 1] = 'ts_ms'
-  flat[#flat + 1] = int(NOW)
-  return redis.call('XADD', K[stream], 'MAXLEN', '~', KEEP[stream], '*', unpack(flat))
+  local size = #head
+  for i = 1, #fields do head[size + i] = fields[i] end
+  head[#head + 1] = 'ts_ms'
+  head[#head + 1] = int(NOW)
+  return redis.call('XADD', K[stream], 'MAXLEN', '~', KEEP[stream], '*', 'v', '1', 'type', kind, unpack(head))
 end
 
 local function emit(event, id, state, attempt, fields)
@@ -111,6 +126,7 @@ end
 local HOLDER_SILENT_MS = 3500 -- three heartbeats of one second, and a little
 local SWEEPS_STOOD_STILL_MS = 2500
 local GRANTS_KEPT_MS = 60000
+local WAKES_KEPT = 1000 -- who slept for longer looks by itself
 
 local function attached_to(job)
   return job.attached_to and job.attached_to ~= '' and job.attached_to or nil
@@ -139,8 +155,10 @@ local function note_request(fields, request_id)
   return fields
 end
 
-local function decide_on(id, target, attempt, request_id, decision)
-  xadd('decisions', 'decision', note_request({'job_id', id, 'target', target, 'attempt', attempt}, request_id), decision)
+-- `first` to `last`: the decision's words in ARGV.
+local function decide_on(id, target, attempt, request_id, first, last)
+  local head = note_request({'job_id', id, 'target', target, 'attempt', attempt}, request_id)
+  xadd('decisions', 'decision', with_words(head, first, last), {})
 end
 
 local function note_holder(event_fields, job)
@@ -156,6 +174,14 @@ local function tell_holder(kind, id, job, fields)
   redis.call('XADD', name, 'MAXLEN', '~', 10000, '*', 'v', '1', 'type', kind, 'job_id', id,
     'attempt', int(job.attempt), 'ts_ms', int(NOW), unpack(fields))
   redis.call('PEXPIRE', name, GRANTS_KEPT_MS)
+end
+
+-- What no router may sleep through: every one reads this stream, and nothing else that jobs write. What wakes
+-- nobody is not in it, so that jobs which come and go while nobody waits cost the routers nothing.
+local function wake_routers(kind, id, fields)
+  local flat = {'v', '1', 'type', kind, 'job_id', id}
+  for i = 1, #fields do flat[6 + i] = fields[i] end
+  redis.call('XADD', K.wakes, 'MAXLEN', '~', WAKES_KEPT, '*', unpack(flat))
 end
 
 local function queued_count()
@@ -188,12 +214,23 @@ local function is_metered(job)
   return job.metered and job.metered ~= ''
 end
 
-local function load_job(id)
-  local job = record(redis.call('HGETALL', key('job', id)))
+local function known(job)
   if not job.state then return nil end
   job.attempt = tonumber(job.attempt)
   job.tries = tonumber(job.tries)
   return job
+end
+
+local function load_job(id)
+  return known(record(redis.call('HGETALL', key('job', id))))
+end
+
+-- What is needed of a running job to end it.
+local RUNNING_ENDS_WITH = {'state', 'attempt', 'decision_model', 'slot_gpus', 'router', 'started_ms', 'metered',
+  'attached_to', 'request_id'}
+
+local function load_running(id)
+  return known(read(key('job', id), RUNNING_ENDS_WITH))
 end
 
 -- What is left of a job whose hash somebody deleted by hand; its queue is mended by mend.lua.
@@ -202,7 +239,8 @@ local function forget(id)
   redis.call('DEL', key('request', id), key('result', id))
 end
 
--- The one way a job ends: hash, queues, TTLs, event, and the dead-letter line of a job that kept failing.
+-- The one way a job ends: hash, queues, TTLs, event, and the dead-letter line of a job that kept failing. Returns how
+-- many wait now. Of a running job RUNNING_ENDS_WITH will do.
 local function end_job(id, job, state, fields, event_fields)
   if job.state == STATE.running then
     release_slot(job)
@@ -219,24 +257,25 @@ local function end_job(id, job, state, fields, event_fields)
   fields.finished_ms = int(NOW)
   hset(key('job', id), fields)
   redis.call('ZREM', K.live, id)
-  for _, name in ipairs({'job', 'request', 'result'}) do
-    redis.call('PEXPIRE', key(name, id), RETENTION_MS)
-  end
+  redis.call('PEXPIRE', key('job', id), RETENTION_MS)
+  if not attached_to(job) then redis.call('PEXPIRE', key('request', id), RETENTION_MS) end
   local ended = key('ended', int(math.floor(NOW / 60000)))
-  redis.call('INCR', ended)
-  redis.call('PEXPIRE', ended, 300000)
+  if redis.call('INCR', ended) == 1 then redis.call('PEXPIRE', ended, 300000) end
   if state == STATE.dead then
     xadd('dead', 'job.dead', {'job_id', id, 'reason', fields.error_detail or ''}, {'error_type', fields.error_type or ''})
   end
   note_holder(event_fields, job)
-  append(event_fields, {waiting = int(queued_count())})
+  local waiting = queued_count()
+  append(event_fields, {waiting = waiting})
   emit('job.' .. state, id, state, job.attempt, event_fields)
-  if not attached_to(job) then return end
+  if waiting > 0 then wake_routers('job.' .. state, id, event_fields) end
+  if not attached_to(job) then return waiting end
   redis.call('SREM', key('held_by', job.attached_to), id)
   if not job.ended_by_holder then
     tell_holder('job.' .. state, id, job,
       {'state', state, 'error_type', fields.error_type or '', 'error_detail', fields.error_detail or ''})
   end
+  return waiting
 end
 
 local CLIENT_GONE = 'client_gone'
@@ -262,6 +301,7 @@ local function requeue(id, job, event, fields, due, event_fields)
   end
   note_holder(event_fields, job)
   emit(event, id, STATE.queued, job.attempt, event_fields)
+  wake_routers(event, id, event_fields)
 end
 
 -- Arrivals a second over about the last 10 minutes and 6 hours: counts that fade, so that one number each will do.
@@ -303,7 +343,9 @@ local function learn(update, model, field, value, samples)
 end
 
 local function model_succeeded(name, learned)
-  local model = record(redis.call('HGETALL', key('model', name)))
+  local fields = {'samples', 'failure_ema', 'failure_ema_ms', 'outcomes', 'breaker_open_until_ms'}
+  for field in pairs(learned) do fields[#fields + 1] = field end
+  local model = read(key('model', name), fields)
   local samples = tonumber(model.samples or '0')
   local update = {
     failures_in_row = '0',

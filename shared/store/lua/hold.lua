@@ -1,5 +1,5 @@
 -- Say why the head of a target waits; silent while the reason's code stays the same.
--- ARGV order(JSON): id, code, reason, decision (flat list). Returns HELD|SAME|GONE.
+-- ARGV order(JSON): id, code, reason, then the decision's words. Returns HELD|SAME|GONE.
 local o = cjson.decode(ARGV[1])
 local job = load_job(o.id)
 if not job or job.state ~= STATE.queued then return 'GONE' end
@@ -11,5 +11,5 @@ redis.call('HSET', K.holds, job.target,
   cjson.encode({code = o.code, reason = o.reason, job_id = o.id, since_ms = NOW}))
 hset(key('job', o.id), {hold_code = o.code, hold_reason = o.reason})
 emit(EVENT.held, o.id, STATE.queued, job.attempt, {'code', o.code, 'reason', o.reason, 'target', job.target})
-decide_on(o.id, job.target, job.attempt, job.request_id, o.decision)
+decide_on(o.id, job.target, job.attempt, job.request_id, 2, #ARGV)
 return 'HELD'

@@ -1,6 +1,13 @@
 -- Included by claim and submit: start a job by a decision that was made outside, if what it assumed still holds. `o`
--- has nonce, router, lease_ms, model, registration (its JSON), limit, gpus [{id, limit, level_seq}], fields (job hash)
--- and decision (flat list for orch:decisions).
+-- has nonce, router, lease_ms, model, backend, reason, registration (its JSON), limit, gpus [{id, limit, level_seq}],
+-- and how many words follow in ARGV: fields (of the job's hash) and, behind them, decision (for orch:decisions).
+
+local STARTS_WITH = {'in_flight', 'breaker_open_until_ms', 'rate_ms', 'rate_10min', 'rate_6h'}
+
+-- What starting a job on a model needs to know of it.
+local function load_model(name)
+  return read(key('model', name), STARTS_WITH)
+end
 
 -- Why a slot can't be taken now, nil if it can.
 local function in_the_way(o, model)
@@ -28,8 +35,9 @@ local function take_slot(o)
   return table.concat(names, ',')
 end
 
--- The fields of a job that starts now; its slot and its lease are taken.
-local function started(o, id, job, model)
+-- Take the slot and the lease, tell of it, and answer with the flat fields of a job that starts now. `job` has attempt,
+-- metered, target and request_id; `at` is where the order's words begin.
+local function started(o, id, job, model, at)
   local slot_gpus = take_slot(o)
   job.attempt = job.attempt + 1
   -- A retry is no new demand.
@@ -37,22 +45,13 @@ local function started(o, id, job, model)
     count_arrival(o.model, model)
     count_request(o.model)
   end
-  local fields = o.fields
-  fields.state = STATE.running
-  fields.decision_model = o.model -- the slot taken above is the one to be given back
-  fields.attempt = int(job.attempt)
-  fields.nonce = o.nonce
-  fields.router = o.router
-  fields.slot_gpus = slot_gpus
-  fields.started_ms = int(NOW)
   redis.call('ZADD', K.leases, int(NOW + o.lease_ms), id)
   if is_metered(job) then redis.call('SADD', key('key_running', job.metered), id) end
-  return fields
-end
-
-local function tell_start(o, id, target, fields)
-  emit(EVENT.started, id, STATE.running, fields.attempt,
-    note_request({'model', o.model, 'backend', fields.decision_backend or '', 'gpu', fields.slot_gpus,
-      'router', o.router, 'reason', fields.decision_reason or ''}, fields.request_id))
-  decide_on(id, target, fields.attempt, fields.request_id, o.decision)
+  emit(EVENT.started, id, STATE.running, job.attempt,
+    note_request({'model', o.model, 'backend', o.backend or '', 'gpu', slot_gpus, 'router', o.router, 'reason', o.reason},
+      job.request_id))
+  decide_on(id, job.target, job.attempt, job.request_id, at + o.fields, at + o.fields + o.decision - 1)
+  -- Behind the words: the slot taken above is the one to be given back.
+  return append(with_words({}, at, at + o.fields - 1), {state = STATE.running, attempt = int(job.attempt),
+    decision_model = o.model, nonce = o.nonce, router = o.router, slot_gpus = slot_gpus, started_ms = int(NOW)})
 end

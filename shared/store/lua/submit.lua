@@ -1,13 +1,37 @@
 -- Accept a job: the bound and the idempotency key are checked here, so that any number of apis can't overshoot.
--- ARGV order(JSON), body. Returns {ACCEPTED|STARTED|DUPLICATE|MISMATCH|FULL|LATE|LIMITED, id, jobs ended a second, now_ms},
+-- ARGV order(JSON), body, the job's words, those of its `start`. Returns {ACCEPTED|STARTED|DUPLICATE|MISMATCH|FULL|LATE|LIMITED, id, jobs ended a second, now_ms},
 -- for LIMITED also the name of the limit and, of the one that knows, in how many ms it has a place; for a job that was
 -- queued now (not by an earlier run of this call, and not attached) how many go before it and its queue's hold.
 -- An order's `start` (see start.lua) is a decision of the api that holds the client: where nobody waits and all that it
 -- assumed still holds, the job starts at once.
 local o = cjson.decode(ARGV[1])
 
-local DECIDED_ON = {'model', 'agent_type', 'mode', 'priority', 'prompt_tokens', 'max_tokens', 'min_context_tokens',
-  'prefer_llama_cpp', 'fallback', 'deadline_ms', 'attached_to'}
+local DECIDED_ON = {model = true, agent_type = true, mode = true, priority = true, prompt_tokens = true,
+  max_tokens = true, min_context_tokens = true, prefer_llama_cpp = true, fallback = true, attached_to = true}
+
+-- An entry that nobody has to be woken for: it counts as read where all before it are. (What blocks on the group looks
+-- for entries behind its last one once this script is through.)
+local function is_all_read()
+  local groups = redis.pcall('XINFO', 'GROUPS', K.requests)
+  for _, flat in ipairs(groups) do
+    local group = record(flat)
+    if group.name == GROUP then
+      return not redis.call('XREAD', 'COUNT', 1, 'STREAMS', K.requests, group['last-delivered-id']), group['entries-read']
+    end
+  end
+  return false
+end
+
+local function add_read_request(entry)
+  local all_read, entries_read = is_all_read()
+  local id = redis.call('XADD', K.requests, '*', unpack(entry))
+  if not all_read then return end
+  if entries_read then
+    redis.call('XGROUP', 'SETID', K.requests, GROUP, id, 'ENTRIESREAD', entries_read + 1)
+  else
+    redis.call('XGROUP', 'SETID', K.requests, GROUP, id)
+  end
+end
 
 local function known_as()
   local job = redis.call('HMGET', key('job', o.id), 'state', 'nonce')
@@ -18,11 +42,13 @@ end
 local function starter()
   local s = o.start
   if not s or queued_count() > 0 then return nil end
-  local model = record(redis.call('HGETALL', key('model', s.model)))
+  local model = load_model(s.model)
   if in_the_way(s, model) then return nil end
   return function(fields)
-    for name, value in pairs(started(s, o.id, {attempt = 0, metered = fields.metered}, model)) do fields[name] = value end
-    tell_start(s, o.id, o.target, fields)
+    local job = {attempt = 0, metered = metered_by(o), target = o.target, request_id = o.request_id}
+    local more = started(s, o.id, job, model, JOB_WORDS + o.fields)
+    for i = 1, #more do fields[#fields + 1] = more[i] end
+    return fields
   end
 end
 
@@ -42,26 +68,25 @@ if queued_count() >= o.bound then return {'FULL', '', tostring(drain_rate()), in
 local limit, wait_ms = reached_limit(o.limits)
 if limit then return {'LIMITED', '', tostring(drain_rate()), int(NOW), limit, wait_ms} end
 
-check_writable(o)
 local start = starter()
-create_job(o, ARGV[2], start)
+check_writable(o, start)
+local event, deadline = create_job(o, ARGV[2], start)
 count_minute(o.limits, o.id)
 if o.idempotency then
   redis.call('SET', key('idempotency', o.idempotency), o.id .. ' ' .. o.digest, 'PX', RETENTION_MS)
 end
 local entry = {'v', '1', 'type', 'job.request', 'job_id', o.id, 'target', o.target, 'ts_ms', int(NOW)}
-note_request(entry, o.fields.request_id)
+note_request(entry, o.request_id)
 if start then
-  append(entry, {state = STATE.running}) -- nobody has to be woken for it
+  add_read_request(append(entry, {state = STATE.running}))
 else
   -- What a router decides on: where nobody else waits it need not look at the queues.
-  append(entry, {queued_event = o.fields.queued_event})
-  for _, name in ipairs(DECIDED_ON) do
-    local value = o.fields[name]
-    if value and value ~= '' then append(entry, {[name] = value}) end
+  append(entry, {queued_event = event, deadline_ms = deadline})
+  for i = JOB_WORDS, JOB_WORDS + o.fields - 1, 2 do
+    if DECIDED_ON[ARGV[i]] and ARGV[i + 1] ~= '' then append(entry, {[ARGV[i]] = ARGV[i + 1]}) end
   end
+  redis.call('XADD', K.requests, '*', unpack(entry))
 end
-redis.call('XADD', K.requests, '*', unpack(entry))
 if start or attached_to(o) then return {start and 'STARTED' or 'ACCEPTED', o.id, '0', int(NOW)} end
 local rank = redis.call('ZRANK', key('ready', o.target), o.id)
 return {'ACCEPTED', o.id, '0', int(NOW), rank, redis.call('HGET', K.holds, o.target) or ''}
