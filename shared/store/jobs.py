@@ -41,6 +41,7 @@ from shared.store.records import (
     RenewOutcome,
     SubmitOutcome,
     Submitted,
+    Taken,
 )
 from shared.store.scripts import Scripts, encoded
 
@@ -49,6 +50,7 @@ _RAW_FIELD_CAP = 2_000
 SUBMIT_PATIENCE_S = 2.5
 """How long a submission may be under way: less than the 3 s after which an api says that nothing happened."""
 _LATE = "LATE"
+_TAKEN = "TAKEN"
 
 
 class JobStore(JobReads):
@@ -76,8 +78,9 @@ class JobStore(JobReads):
 
         ``job.id`` doubles as the nonce of a replay. ``idempotency`` is a hashed client key, ``digest`` the
         hash of the request that it stands for. A Redis that gets to it only after the client's time-out (it
-        was paused) writes nothing. ``start``: a decision on an attached job by the api that holds its client:
-        the job starts at once where nobody waits and all that the decision assumed still holds.
+        was paused) writes nothing. ``start``: a decision of the api: the job starts at once where nobody waits
+        and all that the decision assumed still holds, to be run by that api if its client waits there, else
+        by the router that reads of it.
         """
         order: dict[str, Any] = {**job_order(job), "bound": bound}
         if idempotency is not None:
@@ -133,14 +136,26 @@ class JobStore(JobReads):
         """End a waiting job as failed because no model could ever serve it."""
         return RejectOutcome(await self._run("reject", *verdict_words(job_id, code, reason, decision)))
 
-    async def renew(self, job_id: str, attempt: int, lease_ms: int) -> RenewOutcome:
-        """Keep the lease of one attempt for ``lease_ms`` more."""
-        return (await self.renew_all([(job_id, attempt)], lease_ms))[0]
+    async def take(self, job_id: str, attempt: int, router: str, lease_ms: int) -> Taken | None:
+        """Take an attempt that an api started for the routers; None if it is not to be had any more."""
+        outcome, *found = await self._run("take", job_id, attempt, router, lease_ms)
+        return Taken(int(found[0]), found[1]) if outcome == _TAKEN else None
 
-    async def renew_all(self, attempts: Sequence[tuple[str, int]], lease_ms: int) -> list[RenewOutcome]:
-        """Keep the leases of many attempts ``(job id, attempt)`` at once; an outcome for each."""
+    async def renew(
+        self, job_id: str, attempt: int, lease_ms: int, router: str | None = None
+    ) -> RenewOutcome:
+        """Keep the lease of one attempt for ``lease_ms`` more."""
+        return (await self.renew_all([(job_id, attempt)], lease_ms, router))[0]
+
+    async def renew_all(
+        self, attempts: Sequence[tuple[str, int]], lease_ms: int, router: str | None = None
+    ) -> list[RenewOutcome]:
+        """Keep the leases of many attempts ``(job id, attempt)`` at once; an outcome for each.
+
+        ``router``: who runs them, None for what an api runs itself (also of ``finish`` and ``fail``).
+        """
         pairs = [item for pair in attempts for item in pair]
-        return [RenewOutcome(outcome) for outcome in await self._run("renew", lease_ms, *pairs)]
+        return [RenewOutcome(outcome) for outcome in await self._run("renew", lease_ms, router or "", *pairs)]
 
     async def finish(
         self,
@@ -150,15 +165,24 @@ class JobStore(JobReads):
         result: str,
         fields: Mapping[str, str],
         learned: Mapping[str, float],
+        router: str | None = None,
     ) -> Finished:
         """Record a success; ``learned`` updates the model's moving averages (its hash fields)."""
         # One NaN in a moving average would stay in it for ever.
         numbers = {name: value for name, value in learned.items() if math.isfinite(value)}
-        order = {"id": job_id, "attempt": attempt, "fields": dict(fields), "learned": numbers}
+        order: dict[str, Any] = {
+            "id": job_id,
+            "attempt": attempt,
+            "fields": dict(fields),
+            "learned": numbers,
+            **_by(router),
+        }
         outcome, waiting = await self._run("finish", encoded(order), result)
         return Finished(FinishOutcome(outcome), int(waiting))
 
-    async def fail(self, job_id: str, attempt: int, failure: Failure) -> FailOutcome:
+    async def fail(
+        self, job_id: str, attempt: int, failure: Failure, router: str | None = None
+    ) -> FailOutcome:
         """Record that an attempt ended without success; the script decides between retry and an end."""
         order = {
             "id": job_id,
@@ -172,6 +196,7 @@ class JobStore(JobReads):
             "saturated_ms": failure.saturated_ms,
             "name_unknown_ms": failure.name_unknown_ms,
             "fields": dict(failure.fields),
+            **_by(router),
         }
         return FailOutcome(await self._run("fail", encoded(order)))
 
@@ -235,6 +260,10 @@ def _claimed(reply: Sequence[Any]) -> Claimed:
     if outcome is not ClaimOutcome.CLAIMED:
         return Claimed(outcome)
     return Claimed(outcome, int(reply[1]), int(reply[2]), reply[3])
+
+
+def _by(router: str | None) -> dict[str, str]:
+    return {} if router is None else {"router": router}
 
 
 def _clock_ms() -> float:

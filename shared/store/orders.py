@@ -27,10 +27,9 @@ def claim_words(order: ClaimOrder) -> list[Word]:
         "id": order.job_id,
         **start_order(order),
         "keep_holds": _KEPT_HOLDS,
-        "grant": len(order.grant),
         **({"alone": order.alone} if order.alone else {}),
     }
-    return [encoded(asked), *start_words(order), *order.grant]
+    return [encoded(asked), *start_words(order)]
 
 
 def start_order(order: ClaimOrder) -> dict[str, Any]:
@@ -46,6 +45,7 @@ def start_order(order: ClaimOrder) -> dict[str, Any]:
         "gpus": [{"id": gpu.id, "limit": gpu.limit, "level_seq": gpu.level_seq} for gpu in order.gpus],
         "fields": 2 * len(order.fields),
         "decision": len(order.decision),
+        "grant": len(order.grant),
     }
     if order.registration:
         start["registration"] = order.registration
@@ -53,8 +53,8 @@ def start_order(order: ClaimOrder) -> dict[str, Any]:
 
 
 def start_words(order: ClaimOrder) -> list[str]:
-    """The words behind ``start_order``: fields of the job's hash, then the decision's."""
-    return [*_flat(order.fields), *order.decision]
+    """The words behind ``start_order``: fields of the job's hash, of the decision, of the grant."""
+    return [*_flat(order.fields), *order.decision, *order.grant]
 
 
 def job_order(job: NewJob) -> dict[str, Any]:

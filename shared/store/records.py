@@ -53,6 +53,14 @@ class RenewOutcome(StrEnum):
     STALE = "STALE"
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An attempt that is this router's now: ``body`` goes to the backend."""
+
+    deadline_in_ms: int
+    body: str
+
+
 class FinishOutcome(StrEnum):
     FINISHED = "FINISHED"
     STALE = "STALE"
@@ -160,7 +168,7 @@ class GpuClaim:
 class ClaimOrder:
     """One decision to be carried out. ``nonce`` makes its replay answer the same attempt.
 
-    ``grant``: flat fields for the api of an attached job; ``registration``: the model's as it is stored;
+    ``grant``: flat fields for whoever is told to run it; ``registration``: the model's as it is stored;
     ``alone``: the ``queued_event`` of a job that was decided on by its request entry: the claim is refused
     unless it is that very job, never started, and nobody else waits.
     """

@@ -24,7 +24,7 @@ INDEX_KEPT = 20_000
 
 _ALLOWED_WHEN_FULL = frozenset(
     {"claim", "renew", "finish", "fail", "cancel", "sweep", "promote", "expire", "trim", "hold", "reject"}
-    | {"acknowledge", "gpu_sample", "backend_sample", "heartbeat", "retire", "view", "mend"}
+    | {"take", "acknowledge", "gpu_sample", "backend_sample", "heartbeat", "retire", "view", "mend"}
     | {"remove_model", "benchmark_turn", "benchmark_end", "revoke_api_key", "touch_api_keys"}
 )
 """Scripts that must work at maxmemory: they end work or write bounded state (redis-streams.md, section 2)."""

@@ -1,6 +1,5 @@
 -- Take queued jobs, each for one model: everything that the decision assumed is checked again here.
--- ARGV: for each an order(JSON) and its words: id, what start.lua reads, keep_holds {code = true}, grant (how many words
--- behind those of start.lua are for the api of an attached job), alone (the job's queued_event: it was decided on by what submit.lua
+-- ARGV: for each an order(JSON) and its words: id, what start.lua reads, keep_holds {code = true}, alone (the job's queued_event: it was decided on by what submit.lua
 -- wrote of it, and is refused unless it is that very job, as new as it was, and nobody else waits). Returns for each {CLAIMED, attempt, deadline_ms, body} or {GONE|EXPIRED|BUSY|MOVED|ABANDONED|AWAY|SKIPPED}.
 
 -- One reply with many large bodies would outlast its client's time-out, at every repetition: what comes after this
@@ -15,17 +14,14 @@ local function claimed(id, attempt, deadline_ms)
 end
 
 local function start(o, job, model, score, at)
-  local fields = started(o, o.id, job, model, at)
+  local fields = started(o, o.id, job, model, at, o.router)
   if contends(score) then append(fields, {score = exact(score)}) end -- its turn, should it come back
   redis.call('HSET', key('job', o.id), unpack(fields))
   redis.call('HDEL', key('job', o.id), 'hold_code', 'hold_reason', 'due_ms')
   dequeue(o.id, job, true)
   local hold = redis.call('HGET', K.holds, job.target)
   if hold and not o.keep_holds[cjson.decode(hold).code] then redis.call('HDEL', K.holds, job.target) end
-  if attached_to(job) then
-    local first = at + o.fields + o.decision
-    tell_holder('job.granted', o.id, job, with_words({}, first, first + o.grant - 1))
-  end
+  if attached_to(job) then tell_holder('job.granted', o.id, job, grant_words({}, o, at)) end
   return claimed(o.id, job.attempt, job.deadline_ms)
 end
 

@@ -229,6 +229,15 @@ end
 local RUNNING_ENDS_WITH = {'state', 'attempt', 'decision_model', 'slot_gpus', 'router', 'started_ms', 'metered',
   'attached_to', 'request_id'}
 
+-- Whether an attempt is this router's: one that an api started for the routers is that of the first to say so. An api
+-- names no router for what it runs itself.
+local function is_of(router, job)
+  if not router or job.router == router then return true end
+  if job.router ~= '' then return false end
+  job.router = router
+  return true
+end
+
 local function load_running(id)
   return known(read(key('job', id), RUNNING_ENDS_WITH))
 end

@@ -1,12 +1,12 @@
 -- Record that my attempt did not succeed. ARGV order(JSON): id, attempt, kind, error_type, detail, delay_ms,
--- charge, model_failure (none|failed|refused), saturated_ms, name_unknown_ms, fields.
+-- charge, model_failure (none|failed|refused), saturated_ms, name_unknown_ms, fields, router.
 -- kind: retry (another try, or dead when they are used up), failed, cancelled, expired, released (handed over).
 -- Returns {QUEUED|FAILED|DEAD|CANCELLED|EXPIRED|STALE}.
 local o = cjson.decode(ARGV[1])
 local job = load_job(o.id)
 if not job then return 'STALE' end
 if job.settled == int(o.attempt) then return job.settled_as end
-if job.state ~= STATE.running or job.attempt ~= o.attempt then return 'STALE' end
+if job.state ~= STATE.running or job.attempt ~= o.attempt or not is_of(o.router, job) then return 'STALE' end
 
 local model = job.decision_model
 if o.model_failure ~= 'none' then model_failed(model, o.detail, o.model_failure == 'refused') end
@@ -26,6 +26,7 @@ local fields = o.fields
 fields.error_type = o.error_type
 fields.error_detail = o.detail
 fields.settled = int(o.attempt)
+fields.router = o.router
 local tries = job.tries + o.charge
 fields.tries = int(tries)
 local state = o.kind

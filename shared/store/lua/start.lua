@@ -1,6 +1,7 @@
 -- Included by claim and submit: start a job by a decision that was made outside, if what it assumed still holds. `o`
--- has nonce, router, lease_ms, model, backend, reason, registration (its JSON), limit, gpus [{id, limit, level_seq}],
--- and how many words follow in ARGV: fields (of the job's hash) and, behind them, decision (for orch:decisions).
+-- has nonce, router (who decided), lease_ms, model, backend, reason, registration (its JSON), limit, gpus [{id, limit,
+-- level_seq}], and how many words follow in ARGV: fields (of the job's hash), decision (for orch:decisions) and grant
+-- (for whoever is told to run it).
 
 local STARTS_WITH = {'in_flight', 'breaker_open_until_ms', 'rate_ms', 'rate_10min', 'rate_6h'}
 
@@ -25,6 +26,12 @@ local function in_the_way(o, model)
   return nil
 end
 
+-- The words for whoever is told to run it.
+local function grant_words(list, o, at)
+  local first = at + o.fields + o.decision
+  return with_words(list, first, first + o.grant - 1)
+end
+
 local function take_slot(o)
   local names = {}
   for _, gpu in ipairs(o.gpus) do
@@ -36,8 +43,8 @@ local function take_slot(o)
 end
 
 -- Take the slot and the lease, tell of it, and answer with the flat fields of a job that starts now. `job` has attempt,
--- metered, target and request_id; `at` is where the order's words begin.
-local function started(o, id, job, model, at)
+-- metered, target and request_id; `at` is where the order's words begin; `router` runs it, '' if none has it yet.
+local function started(o, id, job, model, at, router)
   local slot_gpus = take_slot(o)
   job.attempt = job.attempt + 1
   -- A retry is no new demand.
@@ -53,5 +60,5 @@ local function started(o, id, job, model, at)
   decide_on(id, job.target, job.attempt, job.request_id, at + o.fields, at + o.fields + o.decision - 1)
   -- Behind the words: the slot taken above is the one to be given back.
   return append(with_words({}, at, at + o.fields - 1), {state = STATE.running, attempt = int(job.attempt),
-    decision_model = o.model, nonce = o.nonce, router = o.router, slot_gpus = slot_gpus, started_ms = int(NOW)})
+    decision_model = o.model, nonce = o.nonce, router = router, slot_gpus = slot_gpus, started_ms = int(NOW)})
 end

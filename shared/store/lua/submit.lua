@@ -2,8 +2,8 @@
 -- ARGV order(JSON), body, the job's words, those of its `start`. Returns {ACCEPTED|STARTED|DUPLICATE|MISMATCH|FULL|LATE|LIMITED, id, jobs ended a second, now_ms},
 -- for LIMITED also the name of the limit and, of the one that knows, in how many ms it has a place; for a job that was
 -- queued now (not by an earlier run of this call, and not attached) how many go before it and its queue's hold.
--- An order's `start` (see start.lua) is a decision of the api that holds the client: where nobody waits and all that it
--- assumed still holds, the job starts at once.
+-- An order's `start` (see start.lua) is a decision of the api: where nobody waits and all that it assumed still holds, the
+-- job starts at once. An attached one is that api's to run, any other is handed to the router that reads its entry.
 local o = cjson.decode(ARGV[1])
 
 local DECIDED_ON = {model = true, agent_type = true, mode = true, priority = true, prompt_tokens = true,
@@ -33,6 +33,22 @@ local function add_read_request(entry)
   end
 end
 
+-- Each sweeps every second.
+local function a_router_lives()
+  local last = redis.call('HGET', K.swept, 'last_ms')
+  return last and NOW - tonumber(last) <= SWEEPS_STOOD_STILL_MS
+end
+
+-- A longer body is fetched by whoever needs it: the stream keeps its entries long after.
+local BODY_IN_ENTRY = 2048
+
+-- The entry by which a router gets a job that it only has to run.
+local function handed(entry, deadline)
+  append(entry, {state = STATE.running, attempt = 1, deadline_ms = deadline})
+  if #ARGV[2] <= BODY_IN_ENTRY then append(entry, {body = ARGV[2]}) end
+  return grant_words(entry, o.start, JOB_WORDS + o.fields)
+end
+
 local function known_as()
   local job = redis.call('HMGET', key('job', o.id), 'state', 'nonce')
   return o.start and job[1] == STATE.running and job[2] == o.start.nonce and 'STARTED' or 'ACCEPTED'
@@ -42,11 +58,12 @@ end
 local function starter()
   local s = o.start
   if not s or queued_count() > 0 then return nil end
+  if not attached_to(o) and not a_router_lives() then return nil end
   local model = load_model(s.model)
   if in_the_way(s, model) then return nil end
   return function(fields)
     local job = {attempt = 0, metered = metered_by(o), target = o.target, request_id = o.request_id}
-    local more = started(s, o.id, job, model, JOB_WORDS + o.fields)
+    local more = started(s, o.id, job, model, JOB_WORDS + o.fields, attached_to(o) and s.router or '')
     for i = 1, #more do fields[#fields + 1] = more[i] end
     return fields
   end
@@ -77,8 +94,10 @@ if o.idempotency then
 end
 local entry = {'v', '1', 'type', 'job.request', 'job_id', o.id, 'target', o.target, 'ts_ms', int(NOW)}
 note_request(entry, o.request_id)
-if start then
+if start and attached_to(o) then
   add_read_request(append(entry, {state = STATE.running}))
+elseif start then
+  redis.call('XADD', K.requests, '*', unpack(handed(entry, deadline)))
 else
   -- What a router decides on: where nobody else waits it need not look at the queues.
   append(entry, {queued_event = event, deadline_ms = deadline})

@@ -4,7 +4,8 @@ local grace, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local function take_back(id, job)
   local tries = job.tries + 1
-  local detail = 'router ' .. job.router .. ' stopped renewing its lease'
+  local detail = job.router == '' and 'no router took it in time'
+    or 'router ' .. job.router .. ' stopped renewing its lease'
   local fields = {tries = int(tries), error_type = 'lease_lost', error_detail = detail}
   local event_fields = {'reason', detail, 'router', job.router, 'tries', int(tries), 'charged', '1'}
   local state = nil
