@@ -45,10 +45,10 @@ class HttpClient:
     ) -> Response:
         """Send JSON; returns once the answer's headers are there.
 
-        ``idle_timeout_s`` is the longest silence of the backend before the headers and between bytes; it does
-        not count while our own side does not read. With ``keep`` an idle connection is used, and this one kept
-        for ``KEPT_S`` after a complete answer; if an idle one breaks before the first byte of an answer, the
-        server was closing it, and the call is made once more, on a new one.
+        ``idle_timeout_s`` is the longest silence of the backend before the headers and between bytes; it
+        does not count while our own side does not read. With ``keep`` an idle connection is used, and this
+        one kept for ``KEPT_S`` after a complete answer; if an idle one breaks before the first byte of an
+        answer, the server was closing it, and the call is made once more, on a new one.
 
         Raises ``NotSent``, ``Interrupted`` and ``Broken``. Close the answer, whatever happens.
         """

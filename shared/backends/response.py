@@ -45,6 +45,7 @@ class Response:
     __slots__ = (
         "_chunks",
         "_complete",
+        "_count",
         "_dry",
         "_error",
         "_fields",
@@ -70,6 +71,7 @@ class Response:
         self._reason = b""
         self._fields: dict[bytes, bytes] = {}
         self._chunks: list[bytes] = []
+        self._count: int | None = None
         self._held = 0
         self._dry = 0
         self._complete = self._interim = self._paused = self._settling = False
@@ -178,6 +180,8 @@ class Response:
                 return
             self._keep = False
         if self._complete:
+            if self._count is not None:
+                del chunks[self._count :]
             self._line = self._parser = None
             line.done(keep=self._keep)
         elif len(chunks) != before:
@@ -203,11 +207,13 @@ class Response:
             self.fail(Interrupted("backend_interrupted", f"the connection ended {where}{_words(error)}"))
 
     def on_message_begin(self) -> None:
-        if self._complete:
+        if self._complete and self._count is None:
             self._keep = False  # nobody asked for a second answer
+            self._count = len(self._chunks)
 
     def on_status(self, words: bytes) -> None:
-        self._reason += words
+        if not self.status:
+            self._reason += words
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.status:  # else it is a trailer
