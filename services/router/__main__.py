@@ -18,7 +18,7 @@ from services.router.recovery import Recovery
 from services.router.scheduler import Scheduler
 from services.router.wakeup import Wakeup
 from shared import config, heap, log
-from shared.backends.session import open_session
+from shared.backends.http import HttpClient
 from shared.config import Settings
 from shared.ending import log_end
 from shared.errors import ConfigError
@@ -71,7 +71,8 @@ async def serve(settings: Settings) -> None:
         stack.push_async_callback(commands.aclose)
         reader = connect_reader(url, "router")
         stack.push_async_callback(reader.aclose)
-        session = await stack.enter_async_context(open_session())
+        http = HttpClient()
+        stack.push_async_callback(http.aclose)
         checking = asyncio.create_task(wait_for_server(commands))
         if not await _unless_stopped(checking, stop):
             return
@@ -94,7 +95,7 @@ async def serve(settings: Settings) -> None:
 
         wake, due = Wakeup(), Wakeup()
         dispatcher = Dispatcher(
-            jobs, session, live, on_end=lambda attempt: scheduler.left(attempt), on_delay=due.ring
+            jobs, http, live, on_end=lambda attempt: scheduler.left(attempt), on_delay=due.ring
         )
         scheduler = Scheduler(jobs, fleet, dispatcher, live, router=router, wake=wake)
         intake = IntakeLoop(Intake(reader, keys, router), jobs, fleet, live, scheduler.offer)

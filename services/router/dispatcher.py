@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import aiohttp
 from loguru import logger
 from pydantic import JsonValue, TypeAdapter
 
 from services.router.lease import LeaseEnd, keep_lease
 from shared.backends.completion import Completion, CompletionCall, complete
 from shared.backends.errors import BackendError
+from shared.backends.http import HttpClient
 from shared.canonical import log_dispatch, shown_gpus
 from shared.config import Settings
 from shared.decision.snapshot import Model
@@ -75,14 +75,14 @@ class Dispatcher:
     def __init__(
         self,
         jobs: JobStore,
-        session: aiohttp.ClientSession,
+        http: HttpClient,
         settings: Settings,
         *,
         on_end: Callable[[Attempt], None],
         on_delay: Callable[[float], None],
     ) -> None:
         self._jobs = jobs
-        self._session = session
+        self._http = http
         self._settings = settings
         self._on_end = on_end
         self._on_delay = on_delay
@@ -149,7 +149,7 @@ class Dispatcher:
 
     async def _attempt(self, attempt: Attempt) -> Completion | Failure | None:
         """Call the backend under the lease. None: the lease is lost, somebody else's job by now."""
-        work = asyncio.create_task(complete(self._session, self._call(attempt)))
+        work = asyncio.create_task(complete(self._http, self._call(attempt)))
         lease = asyncio.create_task(
             keep_lease(
                 self._jobs,

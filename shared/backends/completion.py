@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-import aiohttp
 from pydantic import JsonValue
 
 from shared.backends.aggregate import Aggregate
@@ -20,8 +18,10 @@ from shared.backends.errors import (
     from_status,
     retry_after_s,
 )
-from shared.backends.session import backend_errors, headers, root_url
-from shared.backends.sse import SseEvent, SseParser
+from shared.backends.http import HttpClient
+from shared.backends.request import headers, root_url
+from shared.backends.response import Response
+from shared.backends.sse import SseParser
 from shared.masking import without_our_secrets
 from shared.states import BackendType
 
@@ -29,8 +29,6 @@ ABORTED = "abort"
 """The finish reason by which vLLM says that it broke an answer off, on a stream that looks complete."""
 _ERROR_BODY_BYTES = 16 * 1024
 _EVENT_OVERHEAD_BYTES = 64 * 1024
-SETTLE_S = 0.25
-"""How long the end of the body may take after ``[DONE]`` before the connection is closed from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ class Completion:
 
 
 async def complete(
-    session: aiohttp.ClientSession,
+    http: HttpClient,
     call: CompletionCall,
     on_first_token: Callable[[], None] | None = None,
     on_answer: Callable[[Completion], Awaitable[None]] | None = None,
@@ -104,58 +102,53 @@ async def complete(
     started = time.monotonic()
     first_token_ms: float | None = None
     result = Aggregate(chat=call.chat, limit=call.max_result_bytes)
-    async with open_stream(session, call) as response, aclosing(_events(response, call)) as events:
-        async for event in events:
-            if result.add(event) and first_token_ms is None:
-                first_token_ms = _ms_since(started)
-                if on_first_token is not None:
-                    on_first_token()
-            if result.done or result.truncated:
-                break
+    response = await _open_stream(http, call)
+    try:
+        parser, most = SseParser(), call.max_result_bytes + _EVENT_OVERHEAD_BYTES
+        more = True
+        while more:
+            chunk = await response.readany()
+            more = bool(chunk)
+            for event in parser.feed(chunk) if chunk else parser.close():
+                if result.add(event) and first_token_ms is None:
+                    first_token_ms = _ms_since(started)
+                    if on_first_token is not None:
+                        on_first_token()
+                if result.done or result.truncated:
+                    more = False
+                    break
+            if parser.pending_bytes > most:
+                raise Broken(f"one event of the stream is longer than {call.max_result_bytes} bytes")
         _check_end(result)
         completion = _completion(result, first_token_ms, _ms_since(started))
         if on_answer is not None:
             await on_answer(completion)
-        await _settle(response, result)
+        if not result.truncated:
+            response.settle()
+    finally:
+        response.close()
     return completion
 
 
-@asynccontextmanager
-async def open_stream(
-    session: aiohttp.ClientSession, call: CompletionCall
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """The backend's accepted answer (status 200, an event stream), to be read with ``chunks``.
-
-    Raises a ``BackendError`` for any other answer. Leaving before the end of the body, by whatever way,
-    closes the connection at once. Errors of the body of the ``async with`` are left as they are.
-    """
-    timeout = aiohttp.ClientTimeout(
-        connect=call.connect_timeout_s, sock_connect=call.connect_timeout_s, sock_read=call.idle_timeout_s
+async def _open_stream(http: HttpClient, call: CompletionCall) -> Response:
+    """The backend's accepted answer (status 200, an event stream); any other raises a ``BackendError``."""
+    response = await http.post(
+        call.url,
+        json.dumps(call.payload, separators=(",", ":")).encode(),
+        headers(call.api_key, call.request_id),
+        connect_timeout_s=call.connect_timeout_s,
+        idle_timeout_s=call.idle_timeout_s,
+        keep=call.backend is BackendType.VLLM,
     )
-    with backend_errors():
-        response = await session.post(
-            call.url,
-            json=call.payload,
-            headers=headers(call.api_key, call.request_id),
-            timeout=timeout,
-            allow_redirects=False,
-        )
+    if response.status == 200 and response.content_type == "text/event-stream":
+        return response
     try:
-        if response.status != 200 or response.content_type != "text/event-stream":
-            raise await refusal(response)
-        yield response
+        raise await refusal(response)
     finally:
         response.close()
 
 
-async def chunks(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives, in whatever pieces; raises ``Interrupted`` where it breaks off."""
-    with backend_errors():
-        async for chunk in response.content.iter_any():
-            yield chunk
-
-
-async def refusal(response: aiohttp.ClientResponse) -> BackendError:
+async def refusal(response: Response) -> BackendError:
     """What an answer means that is not the one that was asked for."""
     body = await _error_body(response)
     error = _refusal_of(response, error_detail(body) or response.reason or "no words")
@@ -163,37 +156,23 @@ async def refusal(response: aiohttp.ClientResponse) -> BackendError:
     return error
 
 
-def _refusal_of(response: aiohttp.ClientResponse, detail: str) -> BackendError:
+def _refusal_of(response: Response, detail: str) -> BackendError:
     if response.status == 200:
         return Broken(f"answered {response.content_type} where an event stream was asked for: {detail}", 200)
     if 300 <= response.status < 400:
-        detail = f"redirects to {response.headers.get('Location', 'nowhere')}: register that address instead"
-    wait_s = retry_after_s(response.headers.get("Retry-After"), response.headers.get("Date"))
+        detail = f"redirects to {response.header('Location') or 'nowhere'}: register that address instead"
+    wait_s = retry_after_s(response.header("Retry-After"), response.header("Date"))
     return from_status(response.status, detail, wait_s)
 
 
-async def _error_body(response: aiohttp.ClientResponse) -> bytes:
+async def _error_body(response: Response) -> bytes:
     body = b""
     try:
-        async for chunk in response.content.iter_any():
+        while len(body) < _ERROR_BODY_BYTES and (chunk := await response.readany()):
             body += chunk
-            if len(body) >= _ERROR_BODY_BYTES:
-                break
-    except (aiohttp.ClientError, TimeoutError) as error:
-        return body or f"(its words broke off: {error})".encode()  # the status alone decides what to do
+    except BackendError as error:
+        return body or f"(its words broke off: {error.detail})".encode()  # the status decides what to do
     return body
-
-
-async def _events(response: aiohttp.ClientResponse, call: CompletionCall) -> AsyncGenerator[SseEvent, None]:
-    parser = SseParser()
-    async with aclosing(chunks(response)) as body:
-        async for chunk in body:
-            for event in parser.feed(chunk):
-                yield event
-            if parser.pending_bytes > call.max_result_bytes + _EVENT_OVERHEAD_BYTES:
-                raise Broken(f"one event of the stream is longer than {call.max_result_bytes} bytes")
-    for event in parser.close():
-        yield event
 
 
 def _check_end(result: Aggregate) -> None:
@@ -205,18 +184,6 @@ def _check_end(result: Aggregate) -> None:
         raise Interrupted("backend_interrupted", "the backend aborted the answer (put to sleep or paused?)")
     if result.empty:
         raise Broken("the stream held no choice")
-
-
-async def _settle(response: aiohttp.ClientResponse, result: Aggregate) -> None:
-    """Read on to the end of the body: whoever closes first keeps the port busy for a minute (TIME_WAIT)."""
-    if result.truncated or response.content.at_eof():
-        return
-    try:
-        async with asyncio.timeout(SETTLE_S):
-            while await response.content.readany():
-                pass
-    except (TimeoutError, aiohttp.ClientError):
-        response.close()  # the answer is complete all the same
 
 
 def _completion(result: Aggregate, first_token_ms: float | None, total_ms: float) -> Completion:

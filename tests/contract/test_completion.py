@@ -11,6 +11,7 @@ import pytest
 
 from shared.backends.completion import complete
 from shared.backends.errors import Rejected
+from shared.backends.http import HttpClient
 from tests.kit.backends import Backend, busy_slots, call, gauge, long_streams, wait_idle
 from tests.kit.stopwatch import Stopwatch
 from tests.kit.waiting import wait_until
@@ -19,10 +20,8 @@ CHAT: list[Any] = [{"role": "user", "content": "hi"}]
 LONG: dict[str, Any] = {"prompt": "the queue", "max_tokens": 4000}
 
 
-async def test_a_prompt_is_completed_with_usage_and_timings(
-    backend: Backend, http: aiohttp.ClientSession
-) -> None:
-    done = await complete(http, call(backend.url, {"prompt": "the queue", "max_tokens": 8}))
+async def test_a_prompt_is_completed_with_usage_and_timings(backend: Backend, client: HttpClient) -> None:
+    done = await complete(client, call(backend.url, {"prompt": "the queue", "max_tokens": 8}))
 
     assert (done.finish_reason, done.output_tokens, done.truncated) == ("length", 8, False)
     response: Any = done.response
@@ -38,13 +37,13 @@ async def test_a_prompt_is_completed_with_usage_and_timings(
 
 @pytest.mark.parametrize("body", [{"prompt": "the queue"}, {"messages": CHAT}], ids=["prompt", "messages"])
 async def test_the_aggregated_response_has_the_shape_of_an_unstreamed_one(
-    backend: Backend, http: aiohttp.ClientSession, body: dict[str, Any]
+    backend: Backend, http: aiohttp.ClientSession, client: HttpClient, body: dict[str, Any]
 ) -> None:
     asked = call(backend.url, {**body, "max_tokens": 6})
     async with http.post(asked.url, json={**asked.body, "model": backend.name}) as response:
         plain = await response.json()
 
-    done = await complete(http, asked)
+    done = await complete(client, asked)
 
     assert _shape(done.response) == _shape(plain)
 
@@ -60,33 +59,33 @@ def _shape(value: Any) -> Any:
 
 
 async def test_calls_right_after_each_other_never_meet_a_closing_connection(
-    backend: Backend, http: aiohttp.ClientSession
+    backend: Backend, client: HttpClient
 ) -> None:
-    answers = [await complete(http, call(backend.url)) for _ in range(40)]
+    answers = [await complete(client, call(backend.url)) for _ in range(40)]
 
     assert {answer.output_tokens for answer in answers} == {8}
 
 
 async def test_simulated_text_says_so_and_is_the_same_for_the_same_seed(
-    backend: Backend, http: aiohttp.ClientSession
+    backend: Backend, client: HttpClient
 ) -> None:
     asked = call(backend.url, {"prompt": "the queue", "max_tokens": 12, "seed": 7, "temperature": 0})
 
-    first, second = await complete(http, asked), await complete(http, asked)
+    first, second = await complete(client, asked), await complete(client, asked)
 
     assert first.text == second.text
     assert first.text.startswith("[simulated small]") == backend.simulated
 
 
 async def test_the_first_token_is_told_once_and_long_before_the_end(
-    backend: Backend, http: aiohttp.ClientSession
+    backend: Backend, client: HttpClient
 ) -> None:
     shares = []
     # The best of three: the machine may stand still in front of the first token.
     for _ in range(3):
         told: list[None] = []
         done = await complete(
-            http, call(backend.url, {**LONG, "max_tokens": 600}), partial(told.append, None)
+            client, call(backend.url, {**LONG, "max_tokens": 600}), partial(told.append, None)
         )
         assert len(told) == 1
         assert done.first_token_ms is not None
@@ -95,28 +94,28 @@ async def test_the_first_token_is_told_once_and_long_before_the_end(
     assert min(shares) < 0.5
 
 
-async def test_a_base_url_may_end_in_v1(backend: Backend, http: aiohttp.ClientSession) -> None:
-    done = await complete(http, call(f"{backend.url}/v1/"))
+async def test_a_base_url_may_end_in_v1(backend: Backend, client: HttpClient) -> None:
+    done = await complete(client, call(f"{backend.url}/v1/"))
 
     assert done.output_tokens == 8
 
 
 async def test_a_prompt_beyond_the_context_is_rejected_in_the_backends_words(
-    backend: Backend, http: aiohttp.ClientSession
+    backend: Backend, client: HttpClient
 ) -> None:
     with pytest.raises(Rejected) as caught:
-        await complete(http, call(backend.url, {"prompt": "the queue " * 8000, "max_tokens": 3}))
+        await complete(client, call(backend.url, {"prompt": "the queue " * 8000, "max_tokens": 3}))
 
     assert (caught.value.type, caught.value.status) == ("backend_rejected", 400)
     assert "exceeds the available context size (4096 tokens)" in caught.value.detail
 
 
 async def test_an_answer_beyond_the_limit_is_cut_and_its_slot_freed(
-    backend: Backend, http: aiohttp.ClientSession
+    backend: Backend, http: aiohttp.ClientSession, client: HttpClient
 ) -> None:
     before = await decodes(http, backend)
 
-    done = await complete(http, call(backend.url, LONG, max_result_bytes=100))
+    done = await complete(client, call(backend.url, LONG, max_result_bytes=100))
 
     assert (done.truncated, done.finish_reason) == (True, "length")
     assert len(done.text.encode()) == 100
@@ -124,10 +123,10 @@ async def test_an_answer_beyond_the_limit_is_cut_and_its_slot_freed(
 
 
 async def test_cancelling_the_call_frees_the_slot_within_a_second(
-    backend: Backend, http: aiohttp.ClientSession
+    backend: Backend, http: aiohttp.ClientSession, client: HttpClient
 ) -> None:
     before, begun = await decodes(http, backend), asyncio.Event()
-    task = asyncio.create_task(complete(http, call(backend.url, LONG), begun.set))
+    task = asyncio.create_task(complete(client, call(backend.url, LONG), begun.set))
     await begun.wait()
     assert await busy_slots(http, backend.url) == 1
 
@@ -170,10 +169,10 @@ async def freed_early(http: aiohttp.ClientSession, backend: Backend, before: flo
 
 
 async def test_requests_beyond_the_slots_are_deferred_and_answered_in_the_end(
-    backend: Backend, http: aiohttp.ClientSession
+    backend: Backend, http: aiohttp.ClientSession, client: HttpClient
 ) -> None:
     body: dict[str, Any] = {"prompt": "the queue", "max_tokens": 800}
-    tasks = [asyncio.create_task(complete(http, call(backend.url, body))) for _ in range(backend.slots + 3)]
+    tasks = [asyncio.create_task(complete(client, call(backend.url, body))) for _ in range(backend.slots + 3)]
 
     async def full() -> bool:
         running = await gauge(http, backend.url, "llamacpp:requests_processing")
@@ -188,7 +187,7 @@ async def test_requests_beyond_the_slots_are_deferred_and_answered_in_the_end(
 
 
 async def test_a_deferred_request_gets_no_headers_until_a_slot_takes_it(
-    backend: Backend, http: aiohttp.ClientSession
+    backend: Backend, http: aiohttp.ClientSession, client: HttpClient
 ) -> None:
     async with long_streams(http, backend.url, backend.slots):
 
@@ -197,7 +196,7 @@ async def test_a_deferred_request_gets_no_headers_until_a_slot_takes_it(
 
         await wait_until(all_busy, "all slots are busy")
         begun = asyncio.Event()
-        queued = asyncio.create_task(complete(http, call(backend.url), begun.set))
+        queued = asyncio.create_task(complete(client, call(backend.url), begun.set))
 
         async def deferred() -> bool:
             return await gauge(http, backend.url, "llamacpp:requests_deferred") == 1

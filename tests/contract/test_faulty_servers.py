@@ -11,6 +11,7 @@ import pytest
 
 from shared.backends.completion import Completion, complete
 from shared.backends.errors import BackendError, Broken, Interrupted, Rejected, Saturated
+from shared.backends.http import HttpClient
 from shared.backends.probe import probe
 from shared.states import BackendType, Residence
 from tests.kit.backends import call
@@ -22,18 +23,20 @@ END = b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 
 
-async def attempt(http: aiohttp.ClientSession, url: str, **changes: Any) -> Completion | BackendError:
+async def attempt(client: HttpClient, url: str, **changes: Any) -> Completion | BackendError:
     try:
-        return await complete(http, call(url, **changes))
+        return await complete(client, call(url, **changes))
     except BackendError as error:
         return error
 
 
-async def test_the_request_goes_out_streamed_with_model_usage_and_key(http: aiohttp.ClientSession) -> None:
+async def test_the_request_goes_out_streamed_with_model_usage_and_key(client: HttpClient) -> None:
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0.5}
     stream = SSE_HEAD + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n' + DONE
     async with faulty_server(stream) as server:
-        await complete(http, call(f"{server.url}/prefix/v1", body, upstream_name="tiny-a", api_key="secret"))
+        await complete(
+            client, call(f"{server.url}/prefix/v1", body, upstream_name="tiny-a", api_key="secret")
+        )
 
     (received,) = server.requests
     assert received.line == "POST /prefix/v1/chat/completions HTTP/1.1"
@@ -46,10 +49,10 @@ async def test_the_request_goes_out_streamed_with_model_usage_and_key(http: aioh
     }
 
 
-async def test_a_stream_cut_into_single_bytes_is_read_like_a_whole_one(http: aiohttp.ClientSession) -> None:
+async def test_a_stream_cut_into_single_bytes_is_read_like_a_whole_one(client: HttpClient) -> None:
     stream = b": ping\r\n\r\n" + CHUNK.replace(b"\n", b"\r\n") + END + DONE
     async with faulty_server(SSE_HEAD, *(bytes([byte]) for byte in stream)) as server:
-        done = await complete(http, call(server.url))
+        done = await complete(client, call(server.url))
 
     assert (done.text, done.finish_reason) == ("café", "stop")
 
@@ -59,21 +62,19 @@ async def test_a_stream_cut_into_single_bytes_is_read_like_a_whole_one(http: aio
     [END + DONE, END, END.rstrip(), END + b"data: [DONE]"],
     ids=["done", "finish reason alone", "finish reason without a blank line", "done without a blank line"],
 )
-async def test_a_finished_answer_may_end_in_any_of_four_ways(
-    http: aiohttp.ClientSession, tail: bytes
-) -> None:
+async def test_a_finished_answer_may_end_in_any_of_four_ways(client: HttpClient, tail: bytes) -> None:
     async with faulty_server(SSE_HEAD + CHUNK + tail) as server:
-        done = await complete(http, call(server.url))
+        done = await complete(client, call(server.url))
 
     assert (done.text, done.finish_reason, done.usage, done.output_tokens) == ("café", "stop", None, None)
 
 
 async def test_a_server_that_never_ends_the_body_after_done_does_not_hold_the_answer(
-    http: aiohttp.ClientSession,
+    client: HttpClient,
 ) -> None:
     async with faulty_server(SSE_HEAD + CHUNK + END + DONE, end="hang") as server:
         with Stopwatch() as watch:
-            done = await complete(http, call(server.url))
+            done = await complete(client, call(server.url))
             counted_ms = done.total_ms - watch.away_s * 1000
         await asyncio.wait_for(server.left.wait(), 30.0)
 
@@ -95,10 +96,10 @@ async def test_a_server_that_never_ends_the_body_after_done_does_not_hold_the_an
 )
 @pytest.mark.parametrize("end", ["close", "reset"])
 async def test_an_answer_that_breaks_off_is_an_interruption(
-    http: aiohttp.ClientSession, pieces: list[bytes], end: Any
+    client: HttpClient, pieces: list[bytes], end: Any
 ) -> None:
     async with faulty_server(*pieces, end=end) as server:
-        error = await attempt(http, server.url)
+        error = await attempt(client, server.url)
 
     assert isinstance(error, Interrupted)
     assert error.type == "backend_interrupted"
@@ -106,20 +107,20 @@ async def test_an_answer_that_breaks_off_is_an_interruption(
 
 @pytest.mark.parametrize("pieces", [[], [SSE_HEAD], [SSE_HEAD + CHUNK]], ids=["none", "headers", "chunk"])
 async def test_silence_is_an_interruption_and_closes_the_connection(
-    http: aiohttp.ClientSession, pieces: list[bytes]
+    client: HttpClient, pieces: list[bytes]
 ) -> None:
     async with faulty_server(*pieces, end="hang") as server:
-        error = await attempt(http, server.url, idle_timeout_s=0.2)
+        error = await attempt(client, server.url, idle_timeout_s=0.2)
         await asyncio.wait_for(server.left.wait(), 30.0)
 
     assert isinstance(error, Interrupted)
     assert error.type == "backend_timeout"
 
 
-async def test_pings_keep_a_silent_stream_alive(http: aiohttp.ClientSession) -> None:
+async def test_pings_keep_a_silent_stream_alive(client: HttpClient) -> None:
     pings = [b": ping\n\n"] * 500  # one every 2 ms or more: 1 s at least
     async with faulty_server(SSE_HEAD, *pings, CHUNK + END + DONE) as server:
-        done = await complete(http, call(server.url, idle_timeout_s=0.9))
+        done = await complete(client, call(server.url, idle_timeout_s=0.9))
 
     assert done.text == "café"
     assert done.total_ms > 900
@@ -144,21 +145,21 @@ async def test_pings_keep_a_silent_stream_alive(http: aiohttp.ClientSession) -> 
     ],
 )
 async def test_a_refusal_is_told_by_its_status_in_the_backends_words(
-    http: aiohttp.ClientSession, reply: bytes, expected: type[BackendError], status: int, detail: str
+    client: HttpClient, reply: bytes, expected: type[BackendError], status: int, detail: str
 ) -> None:
     async with faulty_server(reply) as server:
-        error = await attempt(http, server.url)
+        error = await attempt(client, server.url)
 
     assert isinstance(error, expected)
     assert (error.status, error.detail) == (status, detail)
 
 
 async def test_a_refusal_whose_words_break_off_still_counts_by_its_status(
-    http: aiohttp.ClientSession,
+    client: HttpClient,
 ) -> None:
     head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\n"
     async with faulty_server(head + b"prompt too") as server:
-        error = await attempt(http, server.url)
+        error = await attempt(client, server.url)
 
     assert isinstance(error, Rejected)
     assert error.detail == "prompt too"
@@ -178,10 +179,10 @@ async def test_a_refusal_whose_words_break_off_still_counts_by_its_status(
     ],
 )
 async def test_503_says_when_to_come_back(
-    http: aiohttp.ClientSession, header: dict[str, str], expected: float | None
+    client: HttpClient, header: dict[str, str], expected: float | None
 ) -> None:
     async with faulty_server(answer("503 Busy", b"{}", **header)) as server:
-        error = await attempt(http, server.url)
+        error = await attempt(client, server.url)
 
     assert isinstance(error, Saturated)
     assert error.retry_after_s == expected
@@ -198,20 +199,20 @@ async def test_503_says_when_to_come_back(
     ],
 )
 async def test_an_error_object_in_a_stream_that_began_well_is_an_error(
-    http: aiohttp.ClientSession, event: dict[str, Any], expected: type[BackendError], status: int | None
+    client: HttpClient, event: dict[str, Any], expected: type[BackendError], status: int | None
 ) -> None:
     stream = SSE_HEAD + CHUNK + b"data: " + json.dumps(event).encode() + b"\n\n" + DONE
     async with faulty_server(stream) as server:
-        error = await attempt(http, server.url)
+        error = await attempt(client, server.url)
 
     assert isinstance(error, expected)
     assert (error.status, error.detail) == (status, "engine died")
 
 
-async def test_the_error_field_of_older_llama_cpp_is_an_error(http: aiohttp.ClientSession) -> None:
+async def test_the_error_field_of_older_llama_cpp_is_an_error(client: HttpClient) -> None:
     line = b'error: {"code":400,"message":"exceeds the context","type":"invalid_request_error"}\n\n'
     async with faulty_server(SSE_HEAD + line + DONE) as server:
-        error = await attempt(http, server.url)
+        error = await attempt(client, server.url)
 
     assert isinstance(error, Rejected)
     assert error.detail == "exceeds the context"
@@ -228,11 +229,9 @@ async def test_the_error_field_of_older_llama_cpp_is_an_error(http: aiohttp.Clie
         pytest.param(b"220 smtp.example ESMTP\r\n", id="not HTTP"),
     ],
 )
-async def test_what_is_no_completion_stream_is_a_broken_backend(
-    http: aiohttp.ClientSession, reply: bytes
-) -> None:
+async def test_what_is_no_completion_stream_is_a_broken_backend(client: HttpClient, reply: bytes) -> None:
     async with faulty_server(reply, end="hang") as server:
-        error = await attempt(http, server.url, max_result_bytes=1000, idle_timeout_s=1.0)
+        error = await attempt(client, server.url, max_result_bytes=1000, idle_timeout_s=1.0)
 
     assert isinstance(error, Broken)
     assert error.type == "backend_error"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from shared.backends.completion import complete
+from shared.backends.http import HttpClient
 from tests.kit.backends import call
 from tests.kit.llama_server import LlamaServer, require_llama_cpp
 
@@ -26,15 +26,13 @@ def test_the_same_arguments_give_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.llamacpp
-async def test_the_bias_decides_how_soon_an_answer_ends_itself(
-    tmp_path: Path, http: aiohttp.ClientSession
-) -> None:
+async def test_the_bias_decides_how_soon_an_answer_ends_itself(tmp_path: Path, client: HttpClient) -> None:
     require_llama_cpp()
     from tests.kit.tiny_gguf import tiny_gguf
 
     model = tiny_gguf(tmp_path / "short.gguf", eos_bias=3.5)
     async with LlamaServer(model) as server:
-        done = await complete(http, call(server.url, {"prompt": "the queue", "max_tokens": 1000, **PURE}))
+        done = await complete(client, call(server.url, {"prompt": "the queue", "max_tokens": 1000, **PURE}))
 
     assert done.finish_reason == "stop"
     assert done.output_tokens is not None
@@ -43,9 +41,9 @@ async def test_the_bias_decides_how_soon_an_answer_ends_itself(
 
 @pytest.mark.llamacpp
 async def test_the_models_of_a_session_never_end_before_max_tokens(
-    small_llama: LlamaServer, http: aiohttp.ClientSession
+    small_llama: LlamaServer, client: HttpClient
 ) -> None:
-    done = await complete(http, call(small_llama.url, {"prompt": "the queue", "max_tokens": 500, **PURE}))
+    done = await complete(client, call(small_llama.url, {"prompt": "the queue", "max_tokens": 500, **PURE}))
 
     assert (done.finish_reason, done.output_tokens) == ("length", 500)
     assert all(word.isalpha() for word in done.text.split())

@@ -11,6 +11,7 @@ import pytest
 
 from services.simulator.host import SimulatedHost
 from shared.backends.completion import complete
+from shared.backends.http import HttpClient
 from shared.backends.probe import probe
 from shared.config import SimulatorSettings
 from shared.states import BackendType, Residence
@@ -95,11 +96,11 @@ async def test_the_temperature_can_be_pinned_and_let_go(control: Control) -> Non
 
 
 async def test_running_requests_show_on_the_card(
-    control: Control, host: SimulatedHost, http: aiohttp.ClientSession
+    control: Control, host: SimulatedHost, client: HttpClient
 ) -> None:
     (idle,) = await control.get("/gpu")
     body: dict[str, Any] = {"prompt": "the queue", "max_tokens": 4000}
-    task = asyncio.create_task(complete(http, call(host.backends["alpha"].url, body)))
+    task = asyncio.create_task(complete(client, call(host.backends["alpha"].url, body)))
     await wait_until(lambda: host.backends["alpha"].running == 1, "the request runs")
     (busy,) = await control.get("/gpu")
     task.cancel()
@@ -126,11 +127,11 @@ async def test_a_model_can_be_unloaded_and_loaded_again(
     assert back["port"] == gone["port"]
 
 
-async def test_unloading_cuts_off_what_runs(http: aiohttp.ClientSession) -> None:
+async def test_unloading_cuts_off_what_runs(client: HttpClient) -> None:
     async with simulated() as model:
         begun = asyncio.Event()
         body: dict[str, Any] = {"prompt": "the queue", "max_tokens": 4000}
-        task = asyncio.create_task(complete(http, call(model.url, body), begun.set))
+        task = asyncio.create_task(complete(client, call(model.url, body), begun.set))
         await begun.wait()
 
         await model.unload()
@@ -167,11 +168,9 @@ async def test_faults_are_set_shown_and_healed_in_two_ways(control: Control, hos
     assert seen == [({"kind": "status", "status": 502}, True), (None, False)] * 2
 
 
-async def test_counters_tell_what_happened(
-    control: Control, host: SimulatedHost, http: aiohttp.ClientSession
-) -> None:
+async def test_counters_tell_what_happened(control: Control, host: SimulatedHost, client: HttpClient) -> None:
     url = host.backends["alpha"].url
-    await asyncio.gather(*(complete(http, call(url)) for _ in range(5)))
+    await asyncio.gather(*(complete(client, call(url)) for _ in range(5)))
 
     alpha, beta = await control.get("/models")
     assert (alpha["received"], alpha["served"], alpha["peak_running"]) == (5, 5, 2)

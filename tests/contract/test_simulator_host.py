@@ -16,6 +16,7 @@ from services.simulator.host import SimulatedHost
 from services.simulator.state import ModelState
 from shared.backends.completion import complete
 from shared.backends.errors import Broken
+from shared.backends.http import HttpClient
 from shared.config import SimulatorSettings
 from shared.errors import ConfigError
 from shared.registry import SPECIFICATION_MODELS, Registration
@@ -55,22 +56,22 @@ async def test_a_simulated_model_without_port_cannot_be_served() -> None:
         await SimulatedHost([model], SimulatorSettings()).start()
 
 
-async def test_tests_can_set_faults_by_name(host: SimulatedHost, http: aiohttp.ClientSession) -> None:
+async def test_tests_can_set_faults_by_name(host: SimulatedHost, client: HttpClient) -> None:
     await host.set_fault("org/beta", Fault(kind=FaultKind.STATUS, status=500))
 
     with pytest.raises(Broken):
-        await complete(http, call(host.backends["org/beta"].url))
-    assert (await complete(http, call(host.backends["alpha"].url))).output_tokens == 8
+        await complete(client, call(host.backends["org/beta"].url))
+    assert (await complete(client, call(host.backends["alpha"].url))).output_tokens == 8
 
 
-async def test_a_host_can_be_started_again_after_it_was_stopped(http: aiohttp.ClientSession) -> None:
+async def test_a_host_can_be_started_again_after_it_was_stopped(client: HttpClient) -> None:
     host = SimulatedHost([registration()], SimulatorSettings(load_s=0), free_ports=True)
     for _ in range(2):
         async with host:
-            assert (await complete(http, call(host.backends["small"].url))).output_tokens == 8
+            assert (await complete(client, call(host.backends["small"].url))).output_tokens == 8
 
 
-async def test_speedup_shortens_every_duration(http: aiohttp.ClientSession) -> None:
+async def test_speedup_shortens_every_duration(client: HttpClient) -> None:
     settings = SimulatorSettings(load_s=10.0, speedup=100.0)
     model = registration(tokens_per_second=20.0)
     async with SimulatedHost([model], settings, free_ports=True) as host:
@@ -78,7 +79,7 @@ async def test_speedup_shortens_every_duration(http: aiohttp.ClientSession) -> N
         first = backend.residence
         await wait_until(lambda: backend.residence is Residence.RESIDENT, "loaded in 0.1 s", timeout_s=9.0)
         with Stopwatch() as watch:
-            done = await complete(http, call(backend.url, {"prompt": "the queue", "max_tokens": 200}))
+            done = await complete(client, call(backend.url, {"prompt": "the queue", "max_tokens": 200}))
             away_ms = watch.away_s * 1000
 
     assert first is Residence.LOADING
@@ -86,10 +87,10 @@ async def test_speedup_shortens_every_duration(http: aiohttp.ClientSession) -> N
     assert 10 < done.output_ms < 1000 + away_ms, "without the speed-up 10 s"
 
 
-async def test_a_long_prompt_takes_its_time_before_the_first_token(http: aiohttp.ClientSession) -> None:
+async def test_a_long_prompt_takes_its_time_before_the_first_token(client: HttpClient) -> None:
     async with simulated(tokens_per_second=1000.0) as model:
         with Stopwatch() as watch:
-            done = await complete(http, call(model.url, {"prompt": "x" * 16_000, "max_tokens": 2}))
+            done = await complete(client, call(model.url, {"prompt": "x" * 16_000, "max_tokens": 2}))
             away_ms = watch.away_s * 1000
 
     assert done.prompt_tokens == 4000
@@ -99,10 +100,10 @@ async def test_a_long_prompt_takes_its_time_before_the_first_token(http: aiohttp
     assert done.first_token_ms > 180
 
 
-async def test_the_speed_is_the_registered_one(http: aiohttp.ClientSession) -> None:
+async def test_the_speed_is_the_registered_one(client: HttpClient) -> None:
     async with simulated(tokens_per_second=300.0) as model:
         with Stopwatch() as watch:
-            done = await complete(http, call(model.url, {"prompt": "the queue", "max_tokens": 150}))
+            done = await complete(client, call(model.url, {"prompt": "the queue", "max_tokens": 150}))
             away_ms = watch.away_s * 1000
 
     assert done.output_ms is not None
@@ -110,12 +111,12 @@ async def test_the_speed_is_the_registered_one(http: aiohttp.ClientSession) -> N
 
 
 async def test_four_hundred_short_jobs_cost_less_than_a_second_of_one_core(
-    http: aiohttp.ClientSession,
+    client: HttpClient,
 ) -> None:
     async with simulated(slots=8, tokens_per_second=1e6) as model:
         started = time.process_time()
         for _ in range(25):
-            await asyncio.gather(*(complete(http, call(model.url)) for _ in range(16)))
+            await asyncio.gather(*(complete(client, call(model.url)) for _ in range(16)))
         spent = time.process_time() - started
 
     assert model.counters.served == 400

@@ -19,6 +19,7 @@ import pytest
 
 from shared.backends.completion import complete
 from shared.backends.errors import Interrupted
+from shared.backends.http import HttpClient
 from tests.kit.backends import call
 from tests.kit.configs import free_ports, simulated_config, simulated_model
 from tests.kit.stopwatch import Stopwatch
@@ -53,7 +54,7 @@ def config(model_port: int, control_port: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_serves_and_stops_within_a_second_although_a_stream_is_open(
-    tmp_path: Path, http: aiohttp.ClientSession, number: signal.Signals
+    tmp_path: Path, http: aiohttp.ClientSession, client: HttpClient, number: signal.Signals
 ) -> None:
     model_port, control_port = free_ports(2)
     async with simulator(config(model_port, control_port), tmp_path) as process:
@@ -68,7 +69,7 @@ async def test_it_serves_and_stops_within_a_second_although_a_stream_is_open(
         await wait_until(answers, "the control port answers", timeout_s=60.0)
         begun = asyncio.Event()
         asked = call(f"http://127.0.0.1:{model_port}", {"prompt": "the queue", "max_tokens": 4000})
-        stream = asyncio.create_task(complete(http, asked, begun.set))
+        stream = asyncio.create_task(complete(client, asked, begun.set))
         await begun.wait()
 
         with Stopwatch(process.pid) as told:

@@ -15,6 +15,7 @@ from services.simulator.vllm_backend import VllmBackend
 from services.simulator.vllm_engine import Engine, Limits
 from shared.backends.completion import complete
 from shared.backends.errors import BackendError, Broken, Interrupted, NotSent, Saturated
+from shared.backends.http import HttpClient
 from shared.backends.probe import probe
 from shared.config import SimulatorSettings
 from shared.registry import Registration
@@ -34,9 +35,9 @@ async def seen(http: aiohttp.ClientSession, backend: VllmBackend) -> Residence:
     return (await probe(http, backend.url, BackendType.VLLM, timeout_s=10.0)).residence
 
 
-async def failure(http: aiohttp.ClientSession, backend: VllmBackend) -> BackendError:
+async def failure(client: HttpClient, backend: VllmBackend) -> BackendError:
     with pytest.raises(BackendError) as caught:
-        await complete(http, asked(backend))
+        await complete(client, asked(backend))
     return caught.value
 
 
@@ -61,7 +62,7 @@ async def test_its_port_is_shut_until_it_is_ready_but_its_memory_is_taken(
     assert used_mb == 20 * 1024
 
 
-async def test_its_pool_is_the_same_idle_and_busy_and_almost_gone_asleep(http: aiohttp.ClientSession) -> None:
+async def test_its_pool_is_the_same_idle_and_busy_and_almost_gone_asleep(client: HttpClient) -> None:
     settings = SimulatorSettings(load_s=0, foreign_gb=0)
     model = registration("tiny", backend=BackendType.VLLM, vram_gb=22.08, slots=4, tokens_per_second=500)
     async with SimulatedHost([model], settings, free_ports=True) as host:
@@ -69,7 +70,7 @@ async def test_its_pool_is_the_same_idle_and_busy_and_almost_gone_asleep(http: a
         assert isinstance(backend, VllmBackend)
         idle_mb = host.card.memory_used_mb
         begun = asyncio.Event()
-        task = asyncio.create_task(complete(http, asked(backend, LONG), begun.set))
+        task = asyncio.create_task(complete(client, asked(backend, LONG), begun.set))
         await begun.wait()
         busy_mb = host.card.memory_used_mb
         await backend.sleep()
@@ -96,13 +97,13 @@ async def test_without_development_mode_sleep_and_pause_are_not_there(http: aioh
     assert (found.residence, found.error) == (Residence.RESIDENT, None)
 
 
-async def test_everything_says_that_it_is_simulated(http: aiohttp.ClientSession) -> None:
+async def test_everything_says_that_it_is_simulated(http: aiohttp.ClientSession, client: HttpClient) -> None:
     paths = ("/health", "/load", "/version", "/v1/models", "/metrics", "/is_paused", "/nowhere")
     async with simulated_vllm() as backend:
         for path in paths:
             async with http.get(backend.url + path) as response:
                 assert response.headers["X-Simulated"] == "true"
-        done = await complete(http, asked(backend))
+        done = await complete(client, asked(backend))
 
     assert done.text.startswith("[simulated tiny]")
     assert done.response["system_fingerprint"] == "simulated"
@@ -122,20 +123,20 @@ async def test_everything_says_that_it_is_simulated(http: aiohttp.ClientSession)
     ids=lambda value: value.kind.value if isinstance(value, Fault) else "",
 )
 async def test_the_faults_of_other_models_are_its_own_too(
-    http: aiohttp.ClientSession, fault: Fault, expected: type[BackendError], words: str
+    client: HttpClient, fault: Fault, expected: type[BackendError], words: str
 ) -> None:
     async with simulated_vllm() as backend:
         await backend.set_fault(fault)
-        error = await failure(http, backend)
+        error = await failure(client, backend)
 
     assert type(error) is expected
     assert words in error.detail
 
 
-async def test_a_hang_ends_when_it_is_healed(http: aiohttp.ClientSession) -> None:
+async def test_a_hang_ends_when_it_is_healed(client: HttpClient) -> None:
     async with simulated_vllm() as backend:
         await backend.set_fault(Fault(kind=FaultKind.HANG, times=1))
-        task = asyncio.create_task(complete(http, asked(backend)))
+        task = asyncio.create_task(complete(client, asked(backend)))
         await wait_until(lambda: backend.running == 1, "it holds its place")
         await backend.set_fault(None)
         done = await task
@@ -145,30 +146,31 @@ async def test_a_hang_ends_when_it_is_healed(http: aiohttp.ClientSession) -> Non
 
 async def test_a_dead_engine_answers_503_then_refuses_and_can_be_started_anew(
     http: aiohttp.ClientSession,
+    client: HttpClient,
 ) -> None:
     async with simulated_vllm() as backend:
         begun = asyncio.Event()
-        task = asyncio.create_task(complete(http, asked(backend, LONG), begun.set))
+        task = asyncio.create_task(complete(client, asked(backend, LONG), begun.set))
         await begun.wait()
         await backend.set_fault(Fault(kind=FaultKind.ENGINE_DEATH))
         with pytest.raises(Broken, match="EngineCore"):
             await task
-        dead = await seen(http, backend), type(await failure(http, backend))
+        dead = await seen(http, backend), type(await failure(client, backend))
         await wait_until(lambda: backend.residence is Residence.UNLOADED, "the process has ended")
-        gone = await seen(http, backend), type(await failure(http, backend))
+        gone = await seen(http, backend), type(await failure(client, backend))
         await backend.load()
-        done = await complete(http, asked(backend))
+        done = await complete(client, asked(backend))
 
     assert dead == (Residence.FAILED, Broken)
     assert gone == (Residence.UNLOADED, NotSent)
     assert done.output_tokens == 8
 
 
-async def test_a_dead_engine_may_be_replaced_at_once(http: aiohttp.ClientSession) -> None:
+async def test_a_dead_engine_may_be_replaced_at_once(client: HttpClient) -> None:
     async with simulated_vllm() as backend:
         await backend.set_fault(Fault(kind=FaultKind.ENGINE_DEATH))
         await backend.load()
-        done = await complete(http, asked(backend))
+        done = await complete(client, asked(backend))
 
     assert done.output_tokens == 8
 
@@ -205,16 +207,16 @@ async def test_the_control_port_puts_to_sleep_pauses_kills_and_brings_back(
 
 
 async def test_the_control_port_sets_the_kv_cache_and_admission(
-    http: aiohttp.ClientSession, host: SimulatedHost
+    http: aiohttp.ClientSession, client: HttpClient, host: SimulatedHost
 ) -> None:
     backend = host.backends["tiny"]
     assert isinstance(backend, VllmBackend)
     await Control(http, host).patch("tiny", kv_blocks=600, max_queued=1)
     backend.state.tokens_per_second = 100.0
     begun = asyncio.Event()
-    task = asyncio.create_task(complete(http, asked(backend, LONG), begun.set))
+    task = asyncio.create_task(complete(client, asked(backend, LONG), begun.set))
     await begun.wait()
-    refused = await failure(http, backend)
+    refused = await failure(client, backend)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     async with http.get(f"{backend.url}/metrics") as response:

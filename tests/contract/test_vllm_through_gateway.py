@@ -112,7 +112,7 @@ async def test_what_it_has_not_is_refused_in_its_own_words(
 async def test_the_seventh_waits_where_it_would_be_refused(gateway: VllmClient, store: Store) -> None:
     await gateway.operate("/pause?mode=keep")
     refused = await gateway.metric("admission_rejections_total")
-    direct = VllmClient(gateway.http, gateway.server)
+    direct = VllmClient(gateway.http, gateway.client, gateway.server)
     async with direct.inside(gateway.server.max_queued, max_tokens=2, held=True):
         seventh = asyncio.create_task(gateway.ask(prompt="hi", max_tokens=2))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.backends.session import headers
+from shared.backends.request import headers
 from shared.store.records import JobRecord
 from tests.kit.faulty_server import SSE_HEAD, answer, faulty_server
 from tests.kit.gateway import CHAT, STREAM, desk

@@ -8,6 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from shared.backends.http import HttpClient
 from shared.backends.session import open_session
 from tests.kit.llama_server import LlamaServer, require_llama_cpp
 
@@ -46,7 +47,15 @@ def large_llama(large_model: Path) -> Iterator[LlamaServer]:
 
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """A session as our services open it."""
+    """A session as the monitor opens it."""
     session = open_session()
     yield session
     await session.close()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[HttpClient]:
+    """What makes backends work, as api and router have it."""
+    client = HttpClient()
+    yield client
+    await client.aclose()

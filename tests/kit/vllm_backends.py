@@ -18,6 +18,7 @@ from services.simulator.vllm_engine import Limits
 from shared.backends import exposition
 from shared.backends.completion import Completion, complete
 from shared.backends.errors import BackendError
+from shared.backends.http import HttpClient
 from shared.backends.probe import Probe, Props, probe
 from shared.config import SimulatorSettings
 from shared.states import BackendType
@@ -102,8 +103,11 @@ class VllmClient:
     ``door``: where completions are asked for, if not at the server itself.
     """
 
-    def __init__(self, http: aiohttp.ClientSession, server: Vllm, door: str | None = None) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, client: HttpClient, server: Vllm, door: str | None = None
+    ) -> None:
         self.http = http
+        self.client = client
         self.server = server
         self.door = door or server.url
 
@@ -141,7 +145,7 @@ class VllmClient:
         fields: dict[str, Any] = {
             "upstream_name": self.server.name, "backend": BackendType.VLLM, "idle_timeout_s": 30.0,
         }  # fmt: skip
-        return await complete(self.http, call(self.door, body, **{**fields, **changes}), begun)
+        return await complete(self.client, call(self.door, body, **{**fields, **changes}), begun)
 
     async def probe(self, props: Props | None = None) -> Probe:
         return await probe(self.http, self.server.url, BackendType.VLLM, timeout_s=5.0, props=props)

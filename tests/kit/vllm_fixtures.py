@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from shared.backends.http import HttpClient
 from shared.states import JobState
 from tests.kit.gateway import Desk, desk
 from tests.kit.store_fixture import Store
@@ -36,18 +37,20 @@ def real_vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmS
 
 
 @pytest.fixture(params=[pytest.param("vllm", marks=_REAL), "simulator"])
-async def vllm(request: pytest.FixtureRequest, http: aiohttp.ClientSession) -> AsyncIterator[VllmClient]:
+async def vllm(
+    request: pytest.FixtureRequest, http: aiohttp.ClientSession, client: HttpClient
+) -> AsyncIterator[VllmClient]:
     """An idle server: 4 at once, 6 inside, a context of 2,048 tokens, 23 usable KV blocks of 128 tokens."""
     if request.param == "simulator":
         async with simulated_vllm() as backend:
-            yield VllmClient(http, as_small_as(backend, SMALL))
+            yield VllmClient(http, client, as_small_as(backend, SMALL))
         return
     server = request.getfixturevalue("real_vllm_server")
     assert isinstance(server, VllmServer)
     await asyncio.to_thread(server.ensure_started)
-    client = VllmClient(http, real_vllm(server))
-    await client.settle()
-    yield client
+    real = VllmClient(http, client, real_vllm(server))
+    await real.settle()
+    yield real
 
 
 @pytest.fixture(params=["direct", "gateway"])
@@ -84,7 +87,7 @@ async def gateway_to(
     ]
     async with desk(store, directory, models=models) as api, asyncio.TaskGroup() as group:
         routing = group.create_task(_route_all(api, vllm.server.url))
-        yield VllmClient(http, vllm.server, api.url)
+        yield VllmClient(http, vllm.client, vllm.server, api.url)
         routing.cancel()
 
 

@@ -21,7 +21,7 @@ from shared.backends.errors import (
     from_status,
     retry_after_s,
 )
-from shared.backends.session import root_url
+from shared.backends.request import root_url
 from tests.unit.strategies import PROPERTY
 
 

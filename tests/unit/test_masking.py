@@ -8,7 +8,7 @@ import time
 import pytest
 
 from shared.backends.errors import DETAIL_LIMIT, from_status
-from shared.backends.session import headers
+from shared.backends.request import headers
 from shared.masking import SHORTEST_SECRET, keep_secret, masked, masked_for_log, without_our_secrets
 
 _LONG = 200_000

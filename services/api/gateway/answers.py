@@ -8,16 +8,15 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import aiohttp
-
 from services.api.gateway.asks import Ask
 from services.api.gateway.client import STREAM_HEADERS, Client, Headers
 from services.api.gateway.outcomes import measured
 from services.api.gateway.pieces import Ending, Events, Renamer, aborted, error_in, is_comment, was_aborted
 from shared.backends.completion import Completion, CompletionCall, complete
 from shared.backends.errors import Broken
-from shared.backends.relay import RelayedCall, open_call, settle
-from shared.backends.session import Sessions, backend_errors
+from shared.backends.http import HttpClient
+from shared.backends.relay import RelayedCall, open_call
+from shared.backends.response import Response
 from shared.config import Settings
 from shared.request_ids import at_backend
 from shared.states import BackendType
@@ -36,7 +35,7 @@ class Answer:
     monotonic time at which the backend had delivered it; it answers with the headers to send.
     """
 
-    sessions: Sessions
+    http: HttpClient
     settings: Settings
     ask: Ask
     client: Client
@@ -50,10 +49,13 @@ class Answer:
         if ask.endpoint.aggregates and not ask.stream and self.grant.backend is BackendType.LLAMA_CPP:
             return await self._put_together()
         started = _now()
-        async with open_call(self.sessions, self.grant.backend, self._call()) as response:
+        response = await open_call(self.http, self.grant.backend, self._call())
+        try:
             if ask.stream and response.content_type == _EVENT_STREAM:
                 return await self._relay(response, started)
             return await self._pass_on(response, started)
+        finally:
+            response.close()
 
     @property
     def _api_key(self) -> str | None:
@@ -104,27 +106,26 @@ class Answer:
             body = json.dumps(response, separators=(",", ":")).encode()
             await self.client.whole(200, body, [_JSON, *await self.ready(ended)])
 
-        return await complete(self.sessions.fresh, call, on_answer=answer)
+        return await complete(self.http, call, on_answer=answer)
 
-    async def _relay(self, response: aiohttp.ClientResponse, started: float) -> Completion:
+    async def _relay(self, response: Response, started: float) -> Completion:
         client, events, renamer = self.client, Events(), self._renamer()
         ending = Ending(self.ask.endpoint.dialect)
         first: float | None = None
-        with backend_errors():
-            while chunk := await response.content.readany():
-                piece = events.feed(chunk)
-                if not piece or (first is None and is_comment(piece)):
-                    continue
-                ending.see(piece)
-                if first is None:
-                    first = _now()
-                    await self._open_stream(piece, first)
-                if piece.endswith(_END):
-                    break
-                await client.relay(renamer.feed(piece) if renamer else piece)
-            else:
-                piece = events.close()
-                ending.see(piece)
+        while chunk := await response.readany():
+            piece = events.feed(chunk)
+            if not piece or (first is None and is_comment(piece)):
+                continue
+            ending.see(piece)
+            if first is None:
+                first = _now()
+                await self._open_stream(piece, first)
+            if piece.endswith(_END):
+                break
+            await client.relay(renamer.feed(piece) if renamer else piece)
+        else:
+            piece = events.close()
+            ending.see(piece)
         error = ending.told_error()
         if error is None:
             ending.check()
@@ -134,7 +135,7 @@ class Answer:
         if error is not None:
             raise error  # the client has read it
         total_ms = (_now() - started) * 1000
-        await settle(response)
+        response.settle()
         return measured(ending.tail, None if first is None else (first - started) * 1000, total_ms)
 
     async def _open_stream(self, piece: bytes, at: float) -> None:
@@ -146,26 +147,25 @@ class Answer:
         if not self.client.begun:
             await self.client.begin(200, [*STREAM_HEADERS, *headers])
 
-    async def _pass_on(self, response: aiohttp.ClientResponse, started: float) -> Completion:
+    async def _pass_on(self, response: Response, started: float) -> Completion:
         """An answer that is no stream: held until it is complete, so that a failure can be tried again."""
         if self.client.begun:
             raise Broken(f"answered {response.content_type} where an event stream was asked for", 200)
         renamer = self._renamer()
-        said = response.headers.get("Content-Type", "")  # a backend may have put any bytes there
+        said = response.header("Content-Type") or ""  # a backend may have put any bytes there
         content_type = (b"content-type", said.encode("latin-1", "replace") or _JSON[1])
         held, head, tail, begun = bytearray(), b"", b"", False
-        with backend_errors():
-            while chunk := await response.content.readany():
-                held += chunk
-                if len(held) <= self.settings.jobs.max_result_bytes:
-                    continue
-                if not begun:
-                    begun = True
-                    head = bytes(held[:_HEAD_BYTES])
-                    await self.client.begin(200, [content_type, *await self.ready(_now())])
-                tail = bytes(held[-_TAIL_BYTES:])
-                await self.client.relay(renamer.feed(bytes(held)) if renamer else bytes(held))
-                held.clear()
+        while chunk := await response.readany():
+            held += chunk
+            if len(held) <= self.settings.jobs.max_result_bytes:
+                continue
+            if not begun:
+                begun = True
+                head = bytes(held[:_HEAD_BYTES])
+                await self.client.begin(200, [content_type, *await self.ready(_now())])
+            tail = bytes(held[-_TAIL_BYTES:])
+            await self.client.relay(renamer.feed(bytes(held)) if renamer else bytes(held))
+            held.clear()
         ended, body = _now(), bytes(held)
         tail = (tail + body)[-_TAIL_BYTES:]
         if was_aborted(tail):

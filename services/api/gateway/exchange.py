@@ -155,7 +155,7 @@ class Exchange:
 
         parts, grant = self._parts, attempt.grant
         public = self._ask.named or parts.public_name(grant.model)
-        return Answer(parts.sessions, parts.settings, self._ask, self.client, grant, public, ready)
+        return Answer(parts.http, parts.settings, self._ask, self.client, grant, public, ready)
 
     async def _over(self, attempt: Attempt, error: BackendError) -> bool:
         """A failed attempt: False if the job waits for another one. Raises ``Refusal``."""

@@ -26,7 +26,7 @@ from services.api.gateway.refusals import Refusal
 from services.api.gateway.room import Room
 from services.api.gateway.unheard import Unheard
 from services.api.registry import Registry
-from shared.backends.session import open_sessions
+from shared.backends.http import HttpClient
 from shared.config import Settings
 from shared.errors import StoreUnavailable
 from shared.presence import Presence
@@ -104,13 +104,13 @@ class Gateway:
         holder = self.holder
         async with (
             aclosing(self._unheard),
-            open_sessions() as sessions,
+            aclosing(HttpClient()) as http,
             asyncio.TaskGroup() as group,
         ):
             self._parts = Parts(
                 self._settings,
                 self._jobs,
-                sessions,
+                http,
                 board,
                 leases,
                 self._unheard,

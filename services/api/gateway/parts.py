@@ -9,7 +9,7 @@ from services.api.gateway.fastpath import FastPath
 from services.api.gateway.leases import Leases
 from services.api.gateway.lines import Switchboard
 from services.api.gateway.unheard import Unheard
-from shared.backends.session import Sessions
+from shared.backends.http import HttpClient
 from shared.config import Settings
 from shared.store.jobs import JobStore
 
@@ -20,7 +20,7 @@ class Parts:
 
     settings: Settings
     jobs: JobStore
-    sessions: Sessions
+    http: HttpClient
     board: Switchboard
     leases: Leases
     unheard: Unheard
