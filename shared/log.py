@@ -5,18 +5,49 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from loguru import logger
 
 from shared.config import LogSettings
-from shared.log_lines import json_line, terminal_line, text_line
+from shared.log_lines import Entry, json_line, terminal_line, text_line
 from shared.log_sink import BoundedFile, Lines, Render
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Field = str | int | float | None
+_LEVELS: tuple[str, ...] = get_args(Level)
 _EVENT_AND_MESSAGE = "{message}"
+
+
+class _Canonical:
+    """The short way of canonical lines: loguru's own to the same sink costs more than the line itself."""
+
+    def __init__(self, service: str, least: str, lines: Lines) -> None:
+        self._service = service
+        self._levels = frozenset(_LEVELS[_LEVELS.index(least) :])
+        self._lines = lines
+        self._stamp = (-1, "", "")
+
+    def put(self, name: str, level: Level, message: str | None, fields: Mapping[str, Field]) -> None:
+        if level in self._levels:
+            self._lines.put(Entry(self._now(), level, self._service, name, message, fields))
+
+    def _now(self) -> str:
+        now = time.time()
+        second, date, zone = self._stamp
+        if second != int(now):
+            second = int(now)
+            at = datetime.fromtimestamp(second).astimezone().isoformat()
+            date, zone = at[:19], at[19:]
+            self._stamp = (second, date, zone)
+        return f"{date}.{int((now - second) * 1000):03}{zone}"
+
+
+_canonical: _Canonical | None = None
 
 
 class _Intercept(logging.Handler):
@@ -49,15 +80,18 @@ def configure(service: str, settings: LogSettings) -> None:
         file = BoundedFile(path)
     except OSError as error:
         refused = error.strerror
+    lines = Lines(sys.stderr, _shown(settings), text_line, file)
     # The function makes the line, loguru's own formatting is not wanted: it costs as much again.
     logger.add(
-        Lines(sys.stderr, _shown(settings), text_line, file),
+        lines,
         level=settings.level,
         format=lambda _: "",
         backtrace=False,
         diagnose=False,
         catch=False,  # or it writes the record as it is, keys and all, next to our lines
     )
+    global _canonical
+    _canonical = _Canonical(service, settings.level, lines)
     if refused is not None:
         logger.warning("log.dir {}: {}: logging to stderr only", path.parent, refused)
     logging.basicConfig(handlers=[_Intercept()], level=logging.WARNING, force=True)
@@ -66,9 +100,12 @@ def configure(service: str, settings: LogSettings) -> None:
 def event(name: str, /, level: Level = "INFO", message: str | None = None, **fields: Field) -> None:
     """One canonical line: ``event=<name>`` and its fields; those that are None are left out.
 
-    ``message`` says the same for people. Durations are in ms and say so in their names.
+    ``message`` says the same for people. Durations are in ms and say so in their names. Where ``configure``
+    was not called, it is a record of loguru like any other.
     """
-    if message is None:
+    if _canonical is not None:
+        _canonical.put(name, level, message, fields)
+    elif message is None:
         logger.log(level, name, event=name, **fields)
     else:
         logger.log(level, _EVENT_AND_MESSAGE, event=name, message=message, **fields)

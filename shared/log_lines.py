@@ -1,4 +1,4 @@
-"""One line of the log from one record of loguru: text (logfmt behind the time) or a JSON object."""
+"""What a line of the log says, and how: text (logfmt behind the time) or a JSON object."""
 
 from __future__ import annotations
 
@@ -6,47 +6,111 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import PydanticSerializationError, to_json
 
 from shared.masking import masked_for_log, may_hold_secrets
 
 if TYPE_CHECKING:
-    from loguru import Record
+    from loguru import Record, RecordException
 
 EVENT = "event"
 """The field by which a canonical line names itself."""
 _OWN = frozenset({"service", EVENT, "message"})
 _BARE = re.compile(r"[!#-<>-~]+")
 """What a value may consist of without quotes: printable ASCII but for the space, ``"`` and ``=``."""
-_ENCODE = json.JSONEncoder(separators=(",", ":"), default=str).encode
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _QUOTE = json.JSONEncoder(ensure_ascii=False).encode
 _COLOURS = {"DEBUG": "\033[34m", "INFO": "\033[1m", "WARNING": "\033[1;33m", "ERROR": "\033[1;31m"}
+_TIME_OF_DAY = slice(11, 23)
 _GREEN, _PLAIN = "\033[32m", "\033[0m"
 
+Value = str | int | float
 
-def text_line(record: Record) -> str:
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line before it has a form. ``at``: ISO 8601 with ms and zone; ``event``: of a canonical line, whose
+    ``message`` may be None. The lines are made of one ``without_secrets``.
+    """
+
+    at: str
+    level: str
+    service: str
+    event: str | None
+    message: str | None
+    fields: Mapping[str, Any]
+    exception: RecordException | None = None
+
+
+def entry_of(record: Record) -> Entry:
+    """What a record of loguru says."""
+    extra: dict[str, Any] = record["extra"]
+    event, message = extra.get(EVENT), record["message"]
+    return Entry(
+        at=record["time"].isoformat(timespec="milliseconds"),
+        level=record["level"].name,
+        service=extra["service"],
+        event=event,
+        message=None if message == event else message,
+        fields={name: value for name, value in extra.items() if name not in _OWN},
+        exception=record["exception"],
+    )
+
+
+def without_secrets(entry: Entry) -> Entry:
+    """The same with keys and passwords hidden, but for the traceback: that is masked as it is written.
+
+    A value that is neither text nor a number becomes text, one that is None is left out.
+    """
+    message, fields, texts = entry.message, {}, [entry.message or ""]
+    for name, value in entry.fields.items():
+        if value is None:
+            continue
+        plain = value if isinstance(value, str | int | float) else str(value)
+        fields[name] = plain
+        if isinstance(plain, str):
+            texts.append(plain)
+    if may_hold_secrets("\n".join(texts)):
+        # Each by itself and before it is quoted: the quotes of a line in those of a text would hide its keys.
+        message = message and masked_for_log(message)
+        for name, plain in fields.items():
+            fields[name] = masked_for_log(plain) if isinstance(plain, str) else plain
+    return Entry(entry.at, entry.level, entry.service, entry.event, message, fields, entry.exception)
+
+
+def text_line(entry: Entry) -> str:
     """``<time> <level> <service> <message or event=...> key=value ...``, its traceback indented below."""
-    at = record["time"].isoformat(timespec="milliseconds")
-    return f"{at} {record['level'].name:<7} {record['extra']['service']} {_said(record)}"
+    return f"{entry.at} {entry.level:<7} {entry.service} {_said(entry)}"
 
 
-def terminal_line(record: Record) -> str:
+def terminal_line(entry: Entry) -> str:
     """The same in colours, with the time of day alone."""
-    at = record["time"].strftime("%H:%M:%S.%f")[:-3]
-    level = record["level"].name
-    colour = _COLOURS.get(level, "")
-    service = record["extra"]["service"]
-    return f"{_GREEN}{at}{_PLAIN} {colour}{level:<7}{_PLAIN} {service} {_said(record)}"
+    colour = _COLOURS.get(entry.level, "")
+    at = entry.at[_TIME_OF_DAY]
+    return f"{_GREEN}{at}{_PLAIN} {colour}{entry.level:<7}{_PLAIN} {entry.service} {_said(entry)}"
 
 
-def json_line(record: Record) -> str:
+def json_line(entry: Entry) -> str:
     """One object: ``ts``, ``level``, ``service``, ``event`` and ``message`` (or one of them), the fields."""
-    line = _json_fields(record)
-    written = _ENCODE(line)
-    if not may_hold_secrets(written):
-        return written
-    return _ENCODE({name: _masked_value(value) for name, value in line.items()})
+    line: dict[str, Value] = {"ts": entry.at, "level": entry.level, "service": entry.service}
+    if entry.event is not None:
+        line[EVENT] = entry.event
+    if entry.message is not None:
+        line["message"] = entry.message
+    for name, value in entry.fields.items():
+        line[name] = _json_number(value) if isinstance(value, float) else value
+    if entry.exception is not None:
+        line["exception"] = "\n".join(_traceback(entry.exception))
+    try:
+        written = to_json(line)
+    except PydanticSerializationError:  # half a surrogate pair
+        return _ENCODE(line)
+    # Whoever collects stderr may read it in any encoding.
+    return written.decode() if written.isascii() else _ENCODE(line)
 
 
 def said_in(line: str) -> str:
@@ -59,63 +123,25 @@ def said_in(line: str) -> str:
     return message if isinstance(message, str) else line
 
 
-def _json_fields(record: Record) -> dict[str, Any]:
-    extra: dict[str, Any] = record["extra"]
-    line: dict[str, Any] = {
-        "ts": record["time"].isoformat(timespec="milliseconds"),
-        "level": record["level"].name,
-        "service": extra["service"],
-    }
-    event, message = extra.get(EVENT), record["message"]
-    if event is not None:
-        line[EVENT] = event
-    if message != event:
-        line["message"] = message
-    for name, value in extra.items():
-        if name not in _OWN and value is not None:
-            line[name] = _json_value(value)
-    if record["exception"] is not None:
-        line["exception"] = "\n".join(_traceback(record))
-    return line
-
-
-def _said(record: Record) -> str:
-    said = " ".join(_parts(record["extra"], record["message"]))
-    if may_hold_secrets(said):
-        fields = {name: _masked_value(value) for name, value in record["extra"].items()}
-        said = " ".join(_parts(fields, masked_for_log(record["message"])))
-    if record["exception"] is None:
+def _said(entry: Entry) -> str:
+    parts = [f"event={entry.event}"] if entry.event is not None else [_one_line(entry.message or "")]
+    for name, value in entry.fields.items():
+        parts.append(f"{name}={_text_value(value)}")
+    if entry.event is not None and entry.message is not None:
+        parts.append(f"message={_text_value(entry.message)}")
+    said = " ".join(parts)
+    if entry.exception is None:
         return said
-    return "\n  | ".join([said, *map(_one_line, _traceback(record))])
+    return "\n  | ".join([said, *map(_one_line, _traceback(entry.exception))])
 
 
-def _parts(extra: dict[str, Any], message: str) -> list[str]:
-    event = extra.get(EVENT)
-    parts = [f"event={event}"] if event is not None else [_one_line(message)]
-    for name, value in extra.items():
-        if name not in _OWN and value is not None:
-            parts.append(f"{name}={_text_value(value)}")
-    if event is not None and message != event:
-        parts.append(f"message={_text_value(message)}")
-    return parts
-
-
-def _masked_value(value: Any) -> Any:
-    """Masked before it is quoted: what the quotes of a line do to the quotes of a text hides its keys."""
-    text = value if isinstance(value, str) else str(value)
-    hidden = masked_for_log(text)
-    return value if hidden == text else hidden
-
-
-def _text_value(value: Any) -> str:
+def _text_value(value: Value) -> str:
     text = value if isinstance(value, str) else _number(value) if isinstance(value, float) else str(value)
     return text if _BARE.fullmatch(text) else _one_line(_QUOTE(text))
 
 
-def _json_value(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 3) if math.isfinite(value) else str(value)
-    return value
+def _json_number(value: float) -> Value:
+    return round(value, 3) if math.isfinite(value) else str(value)
 
 
 def _number(value: float) -> str:
@@ -129,8 +155,6 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def _traceback(record: Record) -> Iterator[str]:
-    found = record["exception"]
-    if found is not None:
-        for part in traceback.format_exception(found.type, found.value, found.traceback):
-            yield from (masked_for_log(line) for line in part.rstrip("\n").split("\n"))
+def _traceback(found: RecordException) -> Iterator[str]:
+    for part in traceback.format_exception(found.type, found.value, found.traceback):
+        yield from (masked_for_log(line) for line in part.rstrip("\n").split("\n"))

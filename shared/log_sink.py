@@ -8,14 +8,15 @@ from contextlib import suppress
 from errno import ENOSPC
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from threading import Lock
+from typing import TYPE_CHECKING, TextIO
 
-from loguru import logger
+from shared.log_lines import Entry, entry_of, without_secrets
 
 if TYPE_CHECKING:
-    from loguru import Message, Record
+    from loguru import Message
 
-Render = Callable[["Record"], str]
+Render = Callable[[Entry], str]
 MOST_BYTES = 10_000_000
 """Of a log file; one predecessor of that size stays beside it as ``<name>.1``."""
 
@@ -66,44 +67,40 @@ class BoundedFile:
         self._file = new
 
 
-def _about(record: Record, message: str) -> Record:
+def _about(entry: Entry, message: str) -> Entry:
     """A warning about the log itself, which can't be logged while it is written."""
-    return cast(
-        "Record",
-        {
-            **record,
-            "level": logger.level("WARNING"),
-            "message": message,
-            "extra": {"service": record["extra"]["service"]},
-            "exception": None,
-        },
-    )
+    return Entry(entry.at, "WARNING", entry.service, None, message, {})
 
 
 class Lines:
-    """Loguru's one sink: each format is made once, however many destinations have it."""
+    """Where every line goes, loguru's one sink; each format is made once, for all that have it."""
 
     def __init__(self, stream: TextIO, shown: Render, kept: Render, file: BoundedFile | None) -> None:
         self._stream = stream
         self._shown = shown
         self._kept = kept
         self._file = file
-
         self._file_fails = False
+        self._turn = Lock()
 
     def write(self, message: Message) -> None:
-        """Write a record wherever that is possible; whoever logs never hears of what is not."""
-        record = message.record
-        try:
-            shown = self._shown(record)
-            kept = shown if self._kept is self._shown else self._kept(record)
-        except Exception as error:  # of a value that can't be written; the record itself may hold keys
-            record = _about(record, f"a line can't be made of what was logged: {type(error).__name__}")
-            shown, kept = self._shown(record), self._kept(record)
-        self._keep(record, kept)
-        self._show(shown)
+        """Write what loguru hands over."""
+        self.put(entry_of(message.record))
 
-    def _keep(self, record: Record, line: str) -> None:
+    def put(self, entry: Entry) -> None:
+        """Write an entry wherever that is possible; whoever logs never hears of what is not."""
+        try:
+            clean = without_secrets(entry)
+            shown = self._shown(clean)
+            kept = shown if self._kept is self._shown else self._kept(clean)
+        except Exception as error:  # of a value that can't be written; the entry itself may hold keys
+            entry = _about(entry, f"a line can't be made of what was logged: {type(error).__name__}")
+            shown, kept = self._shown(entry), self._kept(entry)
+        with self._turn:
+            self._keep(entry, kept)
+            self._show(shown)
+
+    def _keep(self, entry: Entry, line: str) -> None:
         if self._file is None:
             return
         try:
@@ -111,12 +108,12 @@ class Lines:
         except OSError as error:
             if not self._file_fails:
                 words = f"the log's file can't be written: {error.strerror}: logging to stderr only"
-                self._show(self._shown(_about(record, words)))
+                self._show(self._shown(_about(entry, words)))
             self._file_fails = True
             return
         if self._file_fails:
             self._file_fails = False
-            self._show(self._shown(_about(record, "the log's file is written again")))
+            self._show(self._shown(_about(entry, "the log's file is written again")))
 
     def _show(self, line: str) -> None:
         # Nobody reads it any more, or it is closed: nobody is left to hear of it.

@@ -19,6 +19,8 @@ _FAILURE_HALF_LIFE_MS = 60_000
 _MODES = frozenset(Mode)
 _PROBE_STALE_INTERVALS = 5
 _PROBE_STALE_LEAST_MS = 10_000
+_FEW_DIGITS = 15
+"""Fewer are told alike as an integer and by way of a float."""
 _RATE_SPANS_S = {"rate_10min": 600.0, "rate_6h": 21_600.0}
 """As in common.lua, which counts arrivals; readers let them fade further."""
 
@@ -271,6 +273,9 @@ def _whole(fields: Mapping[str, str], name: str) -> int | None:
 
 
 def _count(fields: Mapping[str, str], name: str, default: int) -> int:
+    raw = fields.get(name)
+    if raw and len(raw) < _FEW_DIGITS and raw.isdecimal():
+        return int(raw)  # as nearly all are written
     value = _whole(fields, name)
     return default if value is None else value
 

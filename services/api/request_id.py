@@ -59,6 +59,7 @@ class _Answer:
         log.event(
             "request",
             "ERROR" if self._status == _UNEXPECTED else "DEBUG",
+            request=self._request_id,
             method=scope["method"],
             path=scope["path"][:_PATH_CHARACTERS],
             status=self._status,

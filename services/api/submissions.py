@@ -35,7 +35,14 @@ async def accept(state: ApiState, request: Request, idempotency_key: str | None)
         if access is not None:
             new = replace(new, limits=access.limits)
         submitted = await _submit(state, new, key)
-    log.event("submit", "DEBUG", job=submitted.job_id, outcome=submitted.outcome.value, target=job.target)
+    log.event(
+        "submit",
+        "DEBUG",
+        request=request_id_of(request.scope),
+        job=submitted.job_id,
+        outcome=submitted.outcome.value,
+        target=job.target,
+    )
     return await _as_it_stands(state, submitted, new)
 
 

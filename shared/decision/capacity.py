@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
 
 from shared.decision.levels import concurrency_factor
+from shared.decision.memo import Memo, once
 from shared.decision.readings import finite
 from shared.decision.snapshot import Gpu, Model, Snapshot
 from shared.states import Pressure, Residence
@@ -46,6 +46,8 @@ class ModelRoom:
     gpus: tuple[GpuRoom, ...]
     busy: int
     limit: int
+    memo: Memo = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What follows from the fields above and the rules of their snapshot."""
 
     @property
     def claim_limit(self) -> int:
@@ -77,10 +79,12 @@ def busy(model: Model) -> int:
 
 def gpu_rooms(snapshot: Snapshot) -> dict[str, GpuRoom]:
     """Every GPU of the snapshot and every one that a model names, by id; worked out once a snapshot."""
-    known = snapshot.memo.get("gpu_rooms")
-    if known is None:
-        known = snapshot.memo["gpu_rooms"] = _gpu_rooms(snapshot)
-    return cast(dict[str, GpuRoom], known)
+    return once(snapshot.memo, "gpu_rooms", lambda: _gpu_rooms(snapshot))
+
+
+def room_of(model: Model, snapshot: Snapshot) -> ModelRoom:
+    """The room of a model of the snapshot; worked out once a snapshot."""
+    return once(snapshot.memo, ("room", model.name), lambda: model_room(model, gpu_rooms(snapshot)))
 
 
 def _gpu_rooms(snapshot: Snapshot) -> dict[str, GpuRoom]:

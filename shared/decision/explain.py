@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from shared.decision.capacity import ModelRoom
 from shared.decision.estimate import tokens_per_second
+from shared.decision.memo import once
 from shared.decision.memory import MB_PER_GB
 from shared.decision.placement import is_stale
 from shared.decision.readings import finite
@@ -73,18 +74,23 @@ def situation(room: ModelRoom) -> str:
 def dispatch_reason(chosen: ModelRoom, parts: Mapping[str, Part]) -> str:
     """One sentence on why this model, with its load, speed and the state of its GPUs."""
     model, part = chosen.model, parts[chosen.model.name]
-    unseen = f"; {unprobed_words(model)}" if model.unprobed else ""
+    speed_and_gpus = once(chosen.memo, "speed_and_gpus", lambda: _speed_and_gpus(chosen))
     return (
         f"{model.name} ({model.backend.value}) {_comparison(model.name, parts)}: {part.busy} of {part.limit} "
-        f"slots busy, about {tokens_per_second(model):.0f} tokens/s; {situation(chosen)}{unseen}"
+        f"slots busy, {speed_and_gpus}"
     )
+
+
+def _speed_and_gpus(room: ModelRoom) -> str:
+    unseen = f"; {unprobed_words(room.model)}" if room.model.unprobed else ""
+    return f"about {tokens_per_second(room.model):.0f} tokens/s; {situation(room)}{unseen}"
 
 
 def _comparison(name: str, parts: Mapping[str, Part]) -> str:
     score = parts[name].score
-    others = [(part.score, other) for other, part in parts.items() if other != name]
-    if not others:
+    if len(parts) == 1:
         return f"is the only model that can take it now (score {score:.2f})"
+    others = [(part.score, other) for other, part in parts.items() if other != name]
     nearest, rival = min(others)
     if nearest < score:
         return (

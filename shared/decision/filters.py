@@ -8,9 +8,10 @@ from shared.decision.causes import Cause
 from shared.decision.estimate import ENOUGH_SAMPLES, likely_duration_ms
 from shared.decision.explain import degrees, last_known, memory_use
 from shared.decision.levels import MEMORY_MARGIN, THERMAL_MARGIN_C, released_below
+from shared.decision.memo import once
 from shared.decision.placement import is_stale
 from shared.decision.readings import finite
-from shared.decision.snapshot import Gpu, LeftOut, Model, Request, Snapshot
+from shared.decision.snapshot import Gpu, LeftOut, Model, Request, Rules, Snapshot
 from shared.states import Pressure, Residence
 
 KV_LIMIT = 0.9
@@ -32,10 +33,20 @@ def obstacle(room: ModelRoom, request: Request, snapshot: Snapshot) -> LeftOut |
 
     Whether the model serves the asked name or agent type is settled before.
     """
-    model, rules = room.model, snapshot.rules
+    model = room.model
     return (
         _context(model, request)
-        or _breaker(model)
+        or once(room.memo, "obstacle", lambda: _for_anybody(room, snapshot.rules))
+        or _deadline(model, request)
+        or _claimed(model, snapshot)
+    )
+
+
+def _for_anybody(room: ModelRoom, rules: Rules) -> LeftOut | None:
+    """What keeps the model from every request."""
+    model = room.model
+    return (
+        _breaker(model)
         or _saturation(model)
         or _name(model)
         or _residence(model)
@@ -44,8 +55,6 @@ def obstacle(room: ModelRoom, request: Request, snapshot: Snapshot) -> LeftOut |
         or _gpu_busy(room)
         or _model_busy(room)
         or _kv(model)
-        or _deadline(model, request)
-        or _claimed(model, snapshot)
     )
 
 

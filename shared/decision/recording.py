@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
+from pydantic_core import SchemaSerializer, to_json
 
+from shared.decision.memo import once
 from shared.decision.snapshot import Gpu, Model, Request, Rules, Snapshot
 
 MOST_MODELS = 16
@@ -13,36 +16,55 @@ MOST_MODELS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Fleet:
+class Recorded:
+    """The inputs of one decision."""
+
     models: dict[str, Model]
     gpus: dict[str, Gpu]
     rules: Rules
     busy: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded(_Fleet):
-    """The inputs of one decision."""
-
     request: Request
 
 
-_FLEET = TypeAdapter(_Fleet)
-_REQUEST = TypeAdapter(Request)
 _RECORDED = TypeAdapter(Recorded)
-_MEMO = "recorded"
+_MODEL, _GPU, _RULES, _REQUEST = (TypeAdapter(kind).serializer for kind in (Model, Gpu, Rules, Request))
+ENCODED = "encoded"
+"""Under this name a snapshot's memo has the JSON of single models and GPUs, by their ``id`` in this process,
+with the value itself so that no other one gets that id. Snapshots of one moment share it.
+"""
 
 
 def record(snapshot: Snapshot, request: Request) -> str | None:
     """The inputs as JSON, None for a fleet that is too large to be written down with each decision."""
     if len(snapshot.models) > MOST_MODELS:
         return None
-    fleet = snapshot.memo.get(_MEMO)
-    if not isinstance(fleet, str):
-        inputs = _Fleet(dict(snapshot.models), dict(snapshot.gpus), snapshot.rules, snapshot.busy)
-        fleet = snapshot.memo[_MEMO] = _FLEET.dump_json(inputs, exclude_defaults=True).decode()
-    asked = _REQUEST.dump_json(request, exclude_defaults=True).decode()
-    return f'{fleet[:-1]},"request":{asked}}}'
+    fleet = once(snapshot.memo, "recorded", lambda: _fleet(snapshot))
+    return f'{fleet},"request":{_json(_REQUEST, request)}}}'
+
+
+def _fleet(snapshot: Snapshot) -> str:
+    """All but the request, and without the last brace."""
+    known: dict[int, tuple[object, str]] = once(snapshot.memo, ENCODED, dict)
+    models = _object(snapshot.models, _MODEL, known)
+    gpus = _object(snapshot.gpus, _GPU, known)
+    busy = to_json(snapshot.busy).decode()
+    return f'{{"models":{models},"gpus":{gpus},"rules":{_json(_RULES, snapshot.rules)},"busy":{busy}'
+
+
+def _object(
+    values: Mapping[str, object], serializer: SchemaSerializer, known: dict[int, tuple[object, str]]
+) -> str:
+    items = []
+    for name, value in values.items():
+        found = known.get(id(value))
+        if found is None:
+            found = known[id(value)] = (value, _json(serializer, value))
+        items.append(f"{to_json(name).decode()}:{found[1]}")
+    return f"{{{','.join(items)}}}"
+
+
+def _json(serializer: SchemaSerializer, value: object) -> str:
+    return serializer.to_json(value, exclude_defaults=True).decode()
 
 
 def replay(inputs: str) -> tuple[Snapshot, Request]:

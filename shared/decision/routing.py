@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from shared.decision.capacity import ModelRoom, gpu_rooms, model_room
+from shared.decision.capacity import ModelRoom, room_of
 from shared.decision.causes import NEAREST_FIRST, Cause, Choice
 from shared.decision.estimate import duration_ms
 from shared.decision.explain import dispatch_reason, listed, unprobed_words
 from shared.decision.filters import obstacle
 from shared.decision.load_reasons import NOT_CARRIED_OUT, plan_words
 from shared.decision.loading import plan_for
+from shared.decision.memo import once
 from shared.decision.readings import finite
 from shared.decision.scoring import order, pick, score
 from shared.decision.snapshot import Decision, LeftOut, Model, Obstacle, Part, Plan, Request, Snapshot
@@ -43,14 +44,19 @@ class _Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """The models that a request may go to: ``first`` those asked for, ``second`` when none of these can."""
+    """The models that a request may go to: ``first`` those asked for, ``second`` when none of these can.
+
+    ``accepted``: whether any model at all takes its agent type; ``others``: why those that are not asked for
+    are left out; ``largest``: the one with the most context, None where there is no model.
+    """
 
     first: tuple[Model, ...]
     second: tuple[Model, ...]
-
-    @property
-    def all(self) -> tuple[Model, ...]:
-        return self.first + self.second
+    accepted: bool
+    others: LeftOut
+    all: tuple[Model, ...]
+    largest: Model | None
+    contexts_known: bool
 
 
 def decide(snapshot: Snapshot, request: Request) -> Decision:
@@ -88,13 +94,28 @@ def rank(snapshot: Snapshot, request: Request) -> tuple[Ranked, ...]:
 
 
 def _serving(snapshot: Snapshot, request: Request) -> _Choice:
+    asked = ("choice", request.model, request.agent_type, request.fallback)
+    return once(snapshot.memo, asked, lambda: _choice(snapshot, request))
+
+
+def _choice(snapshot: Snapshot, request: Request) -> _Choice:
     models = tuple(snapshot.models.values())
     agreeing = tuple(model for model in models if _accepts(model, request.agent_type))
-    if request.model is None:
-        return _Choice(agreeing, ())
-    named = tuple(model for model in models if request.model in model.serves)
-    others = tuple(model for model in agreeing if request.model not in model.serves)
-    return _Choice(named, others if request.fallback else ())
+    first, second = agreeing, tuple[Model, ...]()
+    if request.model is not None:
+        first = tuple(model for model in models if request.model in model.serves)
+        if request.fallback:
+            second = tuple(model for model in agreeing if request.model not in model.serves)
+    both = first + second
+    return _Choice(
+        first,
+        second,
+        accepted=bool(agreeing),
+        others=_outside(request),
+        all=both,
+        largest=max(both, key=lambda model: (model.context_tokens, model.name), default=None),
+        contexts_known=all(model.context_known for model in both),
+    )
 
 
 def _accepts(model: Model, agent_type: str | None) -> bool:
@@ -112,7 +133,7 @@ def _refusal(snapshot: Snapshot, request: Request, choice: _Choice) -> Decision 
             f"no model answers to {request.model!r}; known are {listed(known)}: name one of them, "
             "or register it by POST /v1/gpu/models",
         )
-    if not any(_accepts(model, request.agent_type) for model in models):
+    if not choice.accepted:
         known = {agent_type for model in models for agent_type in model.agent_types}
         return _reject(
             snapshot,
@@ -121,9 +142,8 @@ def _refusal(snapshot: Snapshot, request: Request, choice: _Choice) -> Decision 
             f"no model serves the agent type {request.agent_type!r}; known are {listed(known)}: name one "
             "of them, or register a model for it by POST /v1/gpu/models",
         )
-    largest = max(choice.all, key=lambda model: (model.context_tokens, model.name))
-    all_known = all(model.context_known for model in choice.all)
-    if all_known and largest.context_tokens < request.min_context_tokens:
+    largest = choice.largest
+    if largest is not None and choice.contexts_known and largest.context_tokens < request.min_context_tokens:
         return _reject(
             snapshot,
             request,
@@ -151,12 +171,11 @@ def _outside(request: Request) -> LeftOut:
 
 
 def _filter(snapshot: Snapshot, request: Request, choice: _Choice) -> _Outcome:
-    left_out = dict.fromkeys((model.name for model in snapshot.models.values()), _outside(request))
-    gpus = gpu_rooms(snapshot)
+    left_out = dict.fromkeys((model.name for model in snapshot.models.values()), choice.others)
     candidates: list[ModelRoom] = []
     for fell_back, models in ((False, choice.first), (True, choice.second)):
         for model in models:
-            room = model_room(model, gpus)
+            room = room_of(model, snapshot)
             found = obstacle(room, request, snapshot)
             if found is None:
                 candidates.append(room)

@@ -29,6 +29,11 @@ def score(rooms: Sequence[ModelRoom], request: Request) -> dict[str, Part]:
     """The factors of every candidate, by name. All are positive and finite whatever the readings."""
     if not rooms:
         return {}
+    if len(rooms) == 1:
+        # Nothing to be compared with. Most requests name a model that one server has.
+        (only,) = rooms
+        mode = _mode(only, request, worst_pressure(only.gpus))
+        return {only.model.name: _part(only, request, _load(only), 1.0, mode, 1.0)}
     times = [service_s(room.model, request) for room in rooms]
     best = min(times)
     pressures = [worst_pressure(room.gpus) for room in rooms]
@@ -43,6 +48,8 @@ def score(rooms: Sequence[ModelRoom], request: Request) -> dict[str, Part]:
 
 def pick(rooms: Sequence[ModelRoom], parts: Mapping[str, Part]) -> ModelRoom:
     """The best of one or more candidates: the lowest score; within 5 % of it, by ``_tie_break``."""
+    if len(rooms) == 1:
+        return rooms[0]
     bound = min(part.score for part in parts.values()) * TIE
     return min((room for room in rooms if parts[room.model.name].score <= bound), key=_tie_break)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from shared.decision.memo import once
+from shared.decision.recording import ENCODED
 from shared.decision.snapshot import Snapshot
 
 
@@ -19,4 +21,7 @@ def with_slot(snapshot: Snapshot, model: str, change: int = 1) -> Snapshot:
     for gpu in now.gpus:
         gpus[gpu] = replace(gpus[gpu], in_flight=max(0, gpus[gpu].in_flight + change))
     models = {**snapshot.models, model: replace(now, in_flight=max(0, now.in_flight + change))}
-    return replace(snapshot, models=models, gpus=gpus)
+    changed = replace(snapshot, models=models, gpus=gpus)
+    known: object = once(snapshot.memo, ENCODED, dict)
+    changed.memo[ENCODED] = known
+    return changed

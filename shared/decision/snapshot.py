@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shared.config import MemoryThresholds, ThermalThresholds
+from shared.decision.memo import Memo
 from shared.states import Action, BackendType, Mode, Pressure, Residence, Thermal
 
 
@@ -112,7 +113,7 @@ class Snapshot:
     rules: Rules = field(default_factory=Rules)
     busy: frozenset[str] = frozenset()  # models whose claim was answered BUSY since the snapshot was taken
     backlogs: tuple[Backlog, ...] = ()
-    memo: dict[str, object] = field(default_factory=dict, init=False, compare=False, repr=False)
+    memo: Memo = field(default_factory=dict, init=False, compare=False, repr=False)
     """What follows from the fields above, worked out once for all the decisions of a pass."""
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
 
+from shared.decision.memo import once
 from shared.decision.recording import record
 from shared.decision.snapshot import Decision, Gpu, Model, Part, Request, Snapshot
 from shared.states import Action
 from shared.store.records import ClaimOrder, GpuClaim
 
+_JSON = json.JSONEncoder().encode
+_JSON_AS_IT_IS = json.JSONEncoder(ensure_ascii=False).encode
 FIRST_LEASE_S = 3.0
 """For the api of an attached job to accept it (architecture, "The OpenAI path")."""
 
@@ -31,6 +36,8 @@ def claim_order(
 
     ``grant``: for the api of an attached job.
     """
+    told = _told(model, snapshot)
+    estimate = _estimate(decision)
     return ClaimOrder(
         job_id=job_id,
         nonce=nonce,
@@ -42,9 +49,14 @@ def claim_order(
             GpuClaim(gpu, limit, snapshot.gpus[gpu].level_seq if gpu in snapshot.gpus else 0)
             for gpu, limit in decision.gpu_limits.items()
         ),
-        fields=_job_fields(decision, model),
+        fields={
+            **told.job,
+            "decision_code": decision.code,
+            "decision_reason": decision.reason,
+            "decision_estimated_duration_ms": estimate,
+        },
         decision=decision_line(router, decision, snapshot, request),
-        grant=() if grant is None else _grant(decision, model, grant),
+        grant=() if grant is None else _grant(decision, model, told, grant),
         registration=registration,
     )
 
@@ -59,60 +71,77 @@ def decision_line(router: str, decision: Decision, snapshot: Snapshot, request: 
     }
     model = decision.model
     if model is not None:
-        fields |= _choice(decision, model)
+        told = _told(model, snapshot)
+        fields |= told.choice
+        if estimate := _estimate(decision):
+            fields["estimated_duration_ms"] = estimate
         part = decision.parts.get(model.name)
         if part is not None:
             fields |= _parts(part)
-        for gpu in model.gpus:
-            if gpu in snapshot.gpus:
-                fields |= _gpu_inputs(snapshot.gpus[gpu])
+        fields |= told.gpus
+    left_out = {name: {"code": out.code, "reason": out.reason} for name, out in decision.left_out.items()}
     fields |= {
         "priority": str(request.priority),
         "prompt_tokens": str(request.prompt_tokens),
         "max_tokens": str(request.max_tokens),
         "min_context_tokens": str(request.min_context_tokens),
-        "scores": json.dumps({name: round(part.score, 4) for name, part in decision.parts.items()}),
-        "left_out": json.dumps(
-            {name: {"code": out.code, "reason": out.reason} for name, out in decision.left_out.items()},
-            ensure_ascii=False,
-        ),
+        "scores": _JSON({name: round(part.score, 4) for name, part in decision.parts.items()}),
+        "left_out": _JSON_AS_IT_IS(left_out) if left_out else "{}",
     }
     inputs = record(snapshot, request)
     if inputs is not None:
         fields["inputs"] = inputs
-    return tuple(item for pair in fields.items() for item in pair)
+    return tuple(chain.from_iterable(fields.items()))
 
 
-def _choice(decision: Decision, model: Model) -> dict[str, str]:
-    fields = {
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What every decision for a model says of it at one moment: of itself, of its GPUs, and in the job."""
+
+    choice: Mapping[str, str]
+    gpus: Mapping[str, str]
+    job: Mapping[str, str]
+
+
+def _told(model: Model, snapshot: Snapshot) -> _Told:
+    return once(snapshot.memo, ("told", model.name), lambda: _tell(model, snapshot))
+
+
+def _tell(model: Model, snapshot: Snapshot) -> _Told:
+    choice = {
         "model": model.name,
         "backend": model.backend.value,
         "url": model.url,
         "gpu": ",".join(model.gpus),
     }
     if model.port is not None:
-        fields["port"] = str(model.port)
-    if decision.estimated_duration_ms is not None:
-        fields["estimated_duration_ms"] = f"{decision.estimated_duration_ms:.0f}"
-    return fields
+        choice["port"] = str(model.port)
+    gpus: dict[str, str] = {}
+    for gpu in model.gpus:
+        if gpu in snapshot.gpus:
+            gpus |= _gpu_inputs(snapshot.gpus[gpu])
+    # An earlier attempt's port and estimate must not stay in the job.
+    job = {"action": Action.DISPATCH.value, "code": "", "reason": "", "port": "", "estimated_duration_ms": ""}
+    return _Told(choice, gpus, {f"decision_{name}": value for name, value in {**job, **choice}.items()})
 
 
-def _job_fields(decision: Decision, model: Model) -> Mapping[str, str]:
-    fields = {"action": Action.DISPATCH.value, "code": decision.code, "reason": decision.reason}
-    fields |= {"port": "", "estimated_duration_ms": ""}
-    fields |= _choice(decision, model)
-    return {f"decision_{name}": value for name, value in fields.items()}
+def _estimate(decision: Decision) -> str:
+    """In ms, empty where it is not known."""
+    estimate = decision.estimated_duration_ms
+    return "" if estimate is None else f"{estimate:.0f}"
 
 
-def _grant(decision: Decision, model: Model, grant: Mapping[str, str]) -> tuple[str, ...]:
-    fields = {
-        **_choice(decision, model),
+def _grant(decision: Decision, model: Model, told: _Told, grant: Mapping[str, str]) -> tuple[str, ...]:
+    fields = dict(told.choice)
+    if estimate := _estimate(decision):
+        fields["estimated_duration_ms"] = estimate
+    fields |= {
         "upstream_name": model.upstream_name,
         "code": decision.code,
         "reason": decision.reason,
         **grant,
     }
-    return tuple(item for pair in fields.items() for item in pair)
+    return tuple(chain.from_iterable(fields.items()))
 
 
 def _parts(part: Part) -> dict[str, str]:

@@ -31,8 +31,9 @@ class Picture:
         self.view = view
         self.read_at = read_at
         self.models = {entry.registration.name: entry for entry in view.models}
-        self._snapshot = snapshot
-        self._changes: dict[str, int] = {}
+        self._read = snapshot
+        self._ours: dict[str, int] = {}
+        self._snapshots = {frozenset[tuple[str, int]](): snapshot}
 
     @property
     def view_now(self) -> View:
@@ -41,16 +42,25 @@ class Picture:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The fleet as it is now, as far as this process knows."""
-        for model, change in self._changes.items():
-            if change:
-                self._snapshot = with_slot(self._snapshot, model, change)
-        self._changes.clear()
-        return self._snapshot
+        """The fleet as it is now, as far as this process knows; the same object whenever it is the same."""
+        ours = frozenset(self._ours.items())
+        known = self._snapshots.get(ours)
+        if known is None:
+            known = self._read
+            for model, change in ours:
+                known = with_slot(known, model, change)
+            self._snapshots[ours] = known
+        return known
 
     def count(self, model: str, change: int) -> None:
-        """One more or one less in flight. Mostly one ends as one begins: worked out when it is asked for."""
-        self._changes[model] = self._changes.get(model, 0) + change
+        """One more or one less in flight."""
+        entry = self._read.models.get(model)
+        if entry is None:
+            return
+        # Never fewer than none: what ends now may have been gone already when the picture was read.
+        change = max(-entry.in_flight, self._ours.pop(model, 0) + change)
+        if change:
+            self._ours[model] = change
 
 
 class Pictures:

@@ -21,6 +21,7 @@ settings = config.load({"ORCH_LOG__DIR": sys.argv[1], "ORCH_LOG__FORMAT": sys.ar
 log.configure("api", settings.log)
 log.configure("api", settings.log)
 log.event("dispatch", job="7", total_ms=1.5)
+log.event("request", "DEBUG", path="/not-shown")
 logger.debug("not shown")
 """
 

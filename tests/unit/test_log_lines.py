@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from shared import log
-from shared.log_lines import json_line, said_in, terminal_line, text_line
+from shared.log_lines import entry_of, json_line, said_in, terminal_line, text_line, without_secrets
 from shared.log_sink import BoundedFile
 from shared.masking import masked_for_log
 
@@ -36,11 +36,11 @@ class Written:
     json: list[str] = field(default_factory=list)
 
     def write(self, message: Message) -> None:
-        record = message.record
-        record["extra"]["service"] = "router"
-        self.text.append(text_line(record))
-        self.terminal.append(terminal_line(record))
-        self.json.append(json_line(record))
+        message.record["extra"]["service"] = "router"
+        entry = without_secrets(entry_of(message.record))
+        self.text.append(text_line(entry))
+        self.terminal.append(terminal_line(entry))
+        self.json.append(json_line(entry))
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -1,0 +1,18 @@
+"""What follows from a value that never changes, worked out once for all who ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TypeVar, cast
+
+Memo = dict[Hashable, object]
+_Found = TypeVar("_Found")
+_NOTHING = object()
+
+
+def once(memo: Memo, name: Hashable, make: Callable[[], _Found]) -> _Found:
+    """What ``make`` answers, called the first time only; None is an answer too."""
+    found = memo.get(name, _NOTHING)
+    if found is _NOTHING:
+        found = memo[name] = make()
+    return cast(_Found, found)
