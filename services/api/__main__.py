@@ -18,6 +18,7 @@ from loguru import logger
 from services.api.app import create_app
 from services.api.benchmark import Benchmarks
 from services.api.benchmark_run import Parts
+from services.api.gateway.fastpath import FastPath
 from services.api.gateway.gateway import Gateway
 from services.api.keyring import Keyring, warn_if_open
 from services.api.registry import Registry
@@ -175,10 +176,11 @@ def compose(settings: Settings, stack: AsyncExitStack) -> tuple[ApiState, Upkeep
     measured = BenchmarkStore(commands, keys, history, retention_s)
     benchmarks = Benchmarks(Parts(settings, jobs, fleet, measured, feed))
     stack.push_async_callback(benchmarks.close)
+    fast = FastPath(jobs, fleet, settings, lambda: presence.instance)
     gateway = Gateway(
         settings,
         jobs,
-        fleet,
+        fast,
         registry,
         presence,
         upkeep.usable,
@@ -188,6 +190,7 @@ def compose(settings: Settings, stack: AsyncExitStack) -> tuple[ApiState, Upkeep
         settings=settings,
         jobs=jobs,
         fleet=fleet,
+        fast=fast,
         control=ControlStore(commands, keys, history, retention_s),
         benchmarks=benchmarks,
         gateway=gateway,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from services.api.benchmark import Benchmarks
+from services.api.gateway.fastpath import FastPath
 from services.api.gateway.gateway import Gateway
 from services.api.gateway.redis_away import STORE_TIMEOUT_S
 from services.api.keyring import Keyring
@@ -33,6 +34,7 @@ class ApiState:
     settings: Settings
     jobs: JobStore
     fleet: FleetStore
+    fast: FastPath
     control: ControlStore
     benchmarks: Benchmarks
     gateway: Gateway

@@ -58,7 +58,7 @@ def _allowed(job: JobRequest, access: Access | None) -> JobRequest:
 
 async def _submit(state: ApiState, new: NewJob, key: Idempotency | None) -> Submitted:
     bound = state.settings.queue.bound
-    submitted = await state.jobs.submit(
+    submitted, _ = await state.fast.submit(
         new,
         bound=bound,
         idempotency=key.key if key else None,
@@ -84,7 +84,7 @@ async def _submit(state: ApiState, new: NewJob, key: Idempotency | None) -> Subm
 
 
 async def _as_it_stands(state: ApiState, submitted: Submitted, new: NewJob) -> JobRecord:
-    if submitted.position is not None:
+    if submitted.position is not None or submitted.outcome is SubmitOutcome.STARTED:
         return _queued(submitted, new)
     # It was accepted before: by the first request with its key, or by a call whose reply was lost. It is
     # safe, so a Redis that goes away right now is no error.
@@ -98,7 +98,10 @@ async def _as_it_stands(state: ApiState, submitted: Submitted, new: NewJob) -> J
 
 
 def _queued(submitted: Submitted, new: NewJob) -> JobRecord:
-    """The job as it was queued: what was sent, and what Redis added by the reply that it gave."""
+    """The job as it was queued: what was sent, and what Redis added by the reply that it gave.
+
+    One that could be started in the same step was queued too, in front of nobody.
+    """
     added = {
         "state": JobState.QUEUED.value,
         "target": new.target,
@@ -107,4 +110,4 @@ def _queued(submitted: Submitted, new: NewJob) -> JobRecord:
         "attempt": "0",
         "tries": "0",
     }
-    return JobRecord(submitted.job_id, {**new.fields, **added}, submitted.position, submitted.hold)
+    return JobRecord(submitted.job_id, {**new.fields, **added}, submitted.position or 1, submitted.hold)

@@ -13,6 +13,7 @@ from loguru import logger
 
 from services.router.dispatcher import Dispatcher
 from services.router.follower import Following, positions
+from services.router.handover import Handover
 from services.router.intake import IntakeLoop
 from services.router.recovery import Recovery
 from services.router.scheduler import Scheduler
@@ -95,10 +96,16 @@ async def serve(settings: Settings) -> None:
 
         wake, due = Wakeup(), Wakeup()
         dispatcher = Dispatcher(
-            jobs, http, live, on_end=lambda attempt: scheduler.left(attempt), on_delay=due.ring
+            jobs,
+            http,
+            live,
+            router=router,
+            on_end=lambda attempt: scheduler.left(attempt),
+            on_delay=due.ring,
         )
         scheduler = Scheduler(jobs, fleet, dispatcher, live, router=router, wake=wake)
-        intake = IntakeLoop(Intake(reader, keys, router), jobs, fleet, live, scheduler.offer)
+        handover = Handover(jobs, dispatcher, scheduler.pictures, live, router)
+        intake = IntakeLoop(Intake(reader, keys, router), jobs, fleet, live, scheduler.offer, handover)
         following = Following(
             Follower(reader, positions(keys)), keys, dispatcher, wake=wake, due=due, router=router
         )
@@ -111,7 +118,8 @@ async def serve(settings: Settings) -> None:
         async with asyncio.TaskGroup() as group:
             # While it drains, a router still renews, follows cancels and tidies up, but takes nothing new.
             kept = [
-                group.create_task(part.run()) for part in (following, recovery, presence, scheduler.pictures)
+                group.create_task(part.run())
+                for part in (dispatcher, following, recovery, presence, scheduler.pictures)
             ]
             kept.append(group.create_task(follow_file(live, "router", os.environ, look_again)))
             intake_task = group.create_task(intake.run())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from loguru import logger
 
+from services.router.handover import Handover, is_handed
 from shared.config import Settings
 from shared.errors import InvalidRequest, StoreUnavailable
 from shared.jobs import parse_entry
@@ -28,8 +30,9 @@ _RECLAIM_IDLE_MS = 10_000
 _FORGET_IDLE_MS = 3_600_000
 _AWAY_S = 0.5
 _GATHER_S = 0.02
+_DOUBT_S = 1.5
+"""Half of a first lease: a job that may have been handed over before that is taken before it is run."""
 _LAST_ACKS_S = 1.0
-_LEISURE_S = 0.005
 REQUEST_TYPE = "job.request"
 _WRITTEN = (
     *("target", "model", "agent_type", "mode", "priority", "prompt_tokens", "max_tokens"),
@@ -42,7 +45,8 @@ _WRITTEN = (
 class IntakeLoop:
     """Reads requests through the consumer group and persists them before they are acked.
 
-    ``offer`` is told that some came: those that say all that a decision needs, or none.
+    ``offer`` is told that some came: those that say all that a decision needs, or none. ``handover`` gets
+    those that only have to be run.
     """
 
     def __init__(
@@ -52,33 +56,52 @@ class IntakeLoop:
         fleet: FleetStore,
         settings: Settings,
         offer: Callable[[Sequence[Head]], None],
+        handover: Handover,
     ) -> None:
         self._intake = intake
         self._jobs = jobs
         self._fleet = fleet
         self._settings = settings
         self._offer = offer
+        self._handover = handover
         self._reclaim_at = 0.0
         self._accepted: list[StreamEntry] = []
         self._arrived = asyncio.Event()
 
     async def run(self) -> None:
         """Read until cancelled; Redis being away is waited out and leaves nothing behind unread."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._acknowledge())
-            group.create_task(self._read())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._acknowledge())
+                group.create_task(self._read())
+        finally:
+            # Told to stop: what a hanging Redis does not take in time is read again by another router.
+            self._handover.stop()
+            with suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(_LAST_ACKS_S):
+                    await self._hand_back()
+
+    async def _hand_back(self) -> None:
+        """Ack what was accepted, and give back what a reply held that we did not wait for."""
+        await self._handover.settled()
+        await self._settle_accepted()
+        while unseen := await self._intake.own_pending(_BATCH):
+            await self._settle(unseen, in_doubt=True)
+            await self._handover.settled()
+            await self._settle_accepted()
 
     async def _read(self) -> None:
         while True:
             try:
                 await self._start()
+                unread_since = -math.inf
                 while True:
+                    asked_at = time.monotonic()
                     entries = await self._intake.read(_BATCH)
-                    await self._settle(entries)
+                    await self._settle(entries, in_doubt=time.monotonic() - unread_since > _DOUBT_S)
+                    if len(entries) < _BATCH:
+                        unread_since = asked_at  # there were no more by then
                     await self._reclaim()
-                    if entries and all(map(_runs_already, entries)):
-                        # Nothing to do for any of them: read what follows in fewer, larger pieces.
-                        await asyncio.sleep(_LEISURE_S)
             except StoreUnavailable as error:
                 logger.warning("intake waits for Redis: {}", error)
                 await asyncio.sleep(_AWAY_S)
@@ -88,7 +111,7 @@ class IntakeLoop:
         await self._intake.ensure()
         after = "0"
         while pending := await self._intake.own_pending(_BATCH, after):
-            await self._settle(pending)
+            await self._settle(pending, in_doubt=True)
             after = pending[-1].id
 
     async def _reclaim(self) -> None:
@@ -96,13 +119,16 @@ class IntakeLoop:
         if now < self._reclaim_at:
             return
         self._reclaim_at = now + _RECLAIM_EVERY_S
-        await self._settle(await self._intake.reclaim(idle_ms=_RECLAIM_IDLE_MS, count=_BATCH))
+        reclaimed = await self._intake.reclaim(idle_ms=_RECLAIM_IDLE_MS, count=_BATCH)
+        await self._settle(reclaimed, in_doubt=True)
         for name in await self._intake.forget_idle_consumers(idle_ms=_FORGET_IDLE_MS):
             logger.info("intake forgot consumer {}: idle for over an hour, nothing pending", name)
 
-    async def _settle(self, entries: Sequence[StreamEntry]) -> None:
+    async def _settle(self, entries: Sequence[StreamEntry], *, in_doubt: bool) -> None:
         if not entries:
             return
+        for entry in filter(is_handed, entries):
+            self._handover.take(entry, in_doubt=in_doubt)
         # What an api submitted waits in its queue already: it may be dispatched before its entry is acked.
         if not all(map(_runs_already, entries)):
             self._offer([_head(entry) for entry in entries if _can_be_decided_on(entry)])
@@ -114,22 +140,16 @@ class IntakeLoop:
 
     async def _acknowledge(self) -> None:
         """Ack what was accepted, many at a time: nobody waits for it, and unacked entries are read again."""
-        try:
-            while True:
-                await self._arrived.wait()
-                await asyncio.sleep(_GATHER_S)
-                self._arrived.clear()
-                try:
-                    await self._settle_accepted()
-                except StoreUnavailable as error:
-                    logger.debug("acks wait for Redis: {}", error)
-                    self._arrived.set()
-                    await asyncio.sleep(_AWAY_S)
-        finally:
-            # Told to stop: what a hanging Redis does not take in time is read again by another router.
-            with suppress(StoreUnavailable, TimeoutError):
-                async with asyncio.timeout(_LAST_ACKS_S):
-                    await self._settle_accepted()
+        while True:
+            await self._arrived.wait()
+            await asyncio.sleep(_GATHER_S)
+            self._arrived.clear()
+            try:
+                await self._settle_accepted()
+            except StoreUnavailable as error:
+                logger.debug("acks wait for Redis: {}", error)
+                self._arrived.set()
+                await asyncio.sleep(_AWAY_S)
 
     async def _settle_accepted(self) -> None:
         while batch := {entry.id: entry for entry in self._accepted[:_BATCH]}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 from collections.abc import Sequence
@@ -10,7 +9,8 @@ from dataclasses import replace
 
 from loguru import logger
 
-from services.router.dispatcher import Attempt, Dispatcher, api_key_of, queue_ms_of
+from services.router.attempts import Attempt
+from services.router.dispatcher import Dispatcher
 from services.router.rounds import Drained, Plan, Round, Verdict, holder_of
 from services.router.wakeup import Wakeup
 from shared.canonical import log_decision
@@ -19,7 +19,7 @@ from shared.decision.routing import decide
 from shared.decision.slots import with_slot
 from shared.decision.snapshot import Decision, Model, Request, Snapshot
 from shared.errors import StoreUnavailable
-from shared.placement.orders import FIRST_LEASE_S, claim_order, decision_line
+from shared.placement.orders import FIRST_LEASE_S, claim_order, decision_line, grant_of
 from shared.placement.picture import Pictures
 from shared.snapshots import request_of, snapshot_of
 from shared.states import Action, JobState
@@ -68,7 +68,7 @@ class Scheduler:
 
     def left(self, attempt: Attempt) -> None:
         """An attempt of this router is over."""
-        self.pictures.left(attempt.model.name)
+        self.pictures.left(attempt.grant.model)
         if self._was_full or not attempt.nobody_waits:
             self._was_full = False
             self._wake.ring()
@@ -244,15 +244,19 @@ class Scheduler:
         self.pictures.took(model.name)
         self._dispatcher.start(
             Attempt(
-                job_id=head.job_id,
+                grant_of(
+                    decision,
+                    model,
+                    job_id=head.job_id,
+                    attempt=claimed.attempt,
+                    tries=int(head.fields.get("tries", "0")),
+                    api_key_env=round_.api_key_env(model),
+                    now_ms=round_.view.now_ms,
+                ),
+                claimed.body,
+                (claimed.deadline_ms - round_.view.now_ms) / 1000,
                 request_id=request_id,
-                queue_ms=queue_ms_of(head, round_.view.now_ms),
-                attempt=claimed.attempt,
-                tries=int(head.fields.get("tries", "0")),
-                model=model,
-                api_key=api_key_of(round_.api_key_env(model), os.environ),
-                body=claimed.body,
-                deadline_in_s=(claimed.deadline_ms - round_.view.now_ms) / 1000,
+                queue_ms=_queue_ms(head, round_.view.now_ms),
             )
         )
 
@@ -274,3 +278,9 @@ class Scheduler:
         if outcome == "HELD":
             request_id, waiting = head.fields.get("request_id"), target.waiting
             log_decision(decision, head.job_id, request_id, target=target.target, waiting=waiting)
+
+
+def _queue_ms(head: Head, now_ms: int) -> float | None:
+    """How long this job has waited at ``now_ms`` of Redis' clock."""
+    submitted = head.fields.get("submitted_ms", "")
+    return float(max(0, now_ms - int(submitted))) if submitted.isdecimal() else None

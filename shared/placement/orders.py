@@ -11,12 +11,13 @@ from shared.decision.memo import once
 from shared.decision.recording import record
 from shared.decision.snapshot import Decision, Gpu, Model, Part, Request, Snapshot
 from shared.states import Action
+from shared.store.grants import Grant
 from shared.store.records import ClaimOrder, GpuClaim
 
 _JSON = json.JSONEncoder().encode
 _JSON_AS_IT_IS = json.JSONEncoder(ensure_ascii=False).encode
 FIRST_LEASE_S = 3.0
-"""For the api of an attached job to accept it (architecture, "The OpenAI path")."""
+"""For whoever is told to run a job to accept it (architecture, "The OpenAI path")."""
 
 
 def claim_order(
@@ -34,7 +35,7 @@ def claim_order(
 ) -> ClaimOrder:
     """The claim for a decision to dispatch to ``model``, whose registration is stored as ``registration``.
 
-    ``grant``: for the api of an attached job.
+    ``grant``: what else whoever is told to run it must know.
     """
     told = _told(model, snapshot)
     estimate = _estimate(decision)
@@ -58,6 +59,34 @@ def claim_order(
         decision=decision_line(router, decision, snapshot, request),
         grant=() if grant is None else _grant(decision, model, told, grant),
         registration=registration,
+    )
+
+
+def grant_of(
+    decision: Decision,
+    model: Model,
+    *,
+    job_id: str,
+    attempt: int,
+    tries: int,
+    api_key_env: str | None,
+    now_ms: int,
+) -> Grant:
+    """What a decision says to whoever runs it in the process that decided; ``now_ms``: of its start."""
+    return Grant(
+        job_id=job_id,
+        attempt=attempt,
+        tries=tries,
+        model=model.name,
+        backend=model.backend,
+        url=model.url,
+        upstream_name=model.upstream_name,
+        api_key_env=api_key_env,
+        gpu=",".join(model.gpus),
+        code=decision.code,
+        reason=decision.reason,
+        estimated_duration_ms=decision.estimated_duration_ms,
+        granted_ms=now_ms,
     )
 
 

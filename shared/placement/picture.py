@@ -107,10 +107,11 @@ class Pictures:
         self._newest = None
         self._rests_until = time.monotonic() + _REST_S
 
-    def took(self, model: str) -> None:
-        """An attempt of this process on ``model`` begins."""
+    def took(self, model: str) -> Picture | None:
+        """An attempt of this process on ``model`` begins; where it was counted."""
         if self._newest is not None:
             self._newest.count(model, 1)
+        return self._newest
 
     def left(self, model: str) -> None:
         """An attempt of this process on ``model`` is over."""

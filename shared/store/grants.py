@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loguru import logger
@@ -17,7 +18,7 @@ GRANTED = "job.granted"
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """An attempt that was claimed for us: call this backend now, under a first lease of a few seconds.
+    """An attempt that was started for us: call this backend now, under a first lease of a few seconds.
 
     ``model`` is the registration's name, ``gpu`` is ``host/index`` (several joined by commas, empty if not
     known), ``estimated_duration_ms`` None if not known. Times in ms of Redis' clock.
@@ -86,9 +87,14 @@ def _told(entry: StreamEntry) -> Told:
         return CancelAsked(job_id, int(fields["attempt"]), fields["error_detail"])
     if kind != GRANTED:
         return Ended(job_id, JobState(fields["state"]), fields["error_type"], fields["error_detail"])
+    return grant_of(fields)
+
+
+def grant_of(fields: Mapping[str, str]) -> Grant:
+    """The grant that an entry says; raises ``KeyError`` or ``ValueError`` where it says none."""
     estimate = fields.get("estimated_duration_ms")
     return Grant(
-        job_id=job_id,
+        job_id=fields["job_id"],
         attempt=int(fields["attempt"]),
         tries=int(fields["tries"]),
         model=fields["model"],

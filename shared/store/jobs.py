@@ -78,9 +78,9 @@ class JobStore(JobReads):
 
         ``job.id`` doubles as the nonce of a replay. ``idempotency`` is a hashed client key, ``digest`` the
         hash of the request that it stands for. A Redis that gets to it only after the client's time-out (it
-        was paused) writes nothing. ``start``: a decision of the api: the job starts at once where nobody waits
-        and all that the decision assumed still holds, to be run by that api if its client waits there, else
-        by the router that reads of it.
+        was paused) writes nothing. ``start``: a decision of the api: the job starts at once where nobody
+        waits and all that the decision assumed still holds, to be run by that api if its client waits there,
+        else by the router that reads of it.
         """
         order: dict[str, Any] = {**job_order(job), "bound": bound}
         if idempotency is not None:

@@ -191,7 +191,7 @@ async def test_a_key_at_its_limit_leaves_the_fast_path_to_others(store: Store) -
     await store.fleet.register([Registration(name=MODEL, port=1001, vram_gb=2.0, slots=4)])
     await _seen(store, MODEL)
     await store.set_holder(alive=True)
-    fast = FastPath(store.jobs, store.fleet, Settings(), "api-1")
+    fast = FastPath(store.jobs, store.fleet, Settings(), lambda: "api-1")
     named: dict[str, Any] = {
         "fields": {"agent_type": "", "model": MODEL},
         "target": MODEL,
@@ -209,7 +209,7 @@ async def test_a_changed_registration_is_seen_at_the_next_decision(store: Store)
     await store.fleet.register([Registration(name=MODEL, port=1001, vram_gb=2.0, slots=4)])
     await _seen(store, MODEL)
     await store.set_holder(alive=True)
-    fast = FastPath(store.jobs, store.fleet, Settings(), "api-1")
+    fast = FastPath(store.jobs, store.fleet, Settings(), lambda: "api-1")
     urls: list[str] = []
 
     async def submit(job_id: str) -> str | None:

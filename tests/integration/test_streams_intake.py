@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from services.router.intake import IntakeLoop
-from shared.config import Settings
 from shared.errors import StoreUnavailable
 from shared.keys import ROUTER_GROUP
 from shared.snapshots import request_of
 from shared.store.records import Head
 from shared.store.streams import Intake, read_range
 from tests.kit.fault_proxy import Fault, FaultProxy
+from tests.kit.router_parts import intake_loop
 from tests.kit.stopwatch import Stopwatch
 from tests.kit.store_fixture import BOUND, HOLDER, Store, new_job, open_store, order
 from tests.kit.store_intake import Router, ask, pending
@@ -237,9 +236,7 @@ async def test_an_entry_with_a_job_id_that_is_no_job_is_a_dead_letter_with_its_t
     await store.start()
     await store.finish()
     intake = Intake(store.reader, store.keys, "router-1")
-    loop = asyncio.create_task(
-        IntakeLoop(intake, store.jobs, store.fleet, Settings(), lambda _: None).run(), name="intake"
-    )
+    loop = asyncio.create_task(intake_loop(store, intake, lambda _: None).run(), name="intake")
     entry = await store.request(v="1", job_id=claimed, prompt="do not lose me")
     (letter,) = await wait_until(lambda: read_range(store.redis, store.keys.dead), "the dead letter")
     loop.cancel()
@@ -253,9 +250,7 @@ async def test_what_was_accepted_is_offered_with_all_that_a_decision_needs(store
     """What an api started itself, or what says too little, is not."""
     offered: list[Head] = []
     intake = Intake(store.reader, store.keys, "router-1")
-    loop = asyncio.create_task(
-        IntakeLoop(intake, store.jobs, store.fleet, Settings(), offered.extend).run(), name="intake"
-    )
+    loop = asyncio.create_task(intake_loop(store, intake, offered.extend).run(), name="intake")
     await store.attach("j1", fields={"model": "", "priority": "7", "prompt_tokens": "11", "fallback": "1"})
     await store.jobs.cancel("j1", "enough")
     started = new_job("j2", attached_to=HOLDER)
@@ -279,9 +274,7 @@ async def test_what_others_write_about_a_job_is_not_decided_on(store: Store) -> 
     """An entry with an accepted job's id wakes the routers, which look at the job itself."""
     offers: list[Sequence[Head]] = []
     intake = Intake(store.reader, store.keys, "router-1")
-    loop = asyncio.create_task(
-        IntakeLoop(intake, store.jobs, store.fleet, Settings(), offers.append).run(), name="intake"
-    )
+    loop = asyncio.create_task(intake_loop(store, intake, offers.append).run(), name="intake")
     await store.submit("j1")
     await wait_until(lambda: sum(map(len, offers)) == 1, "the job itself is offered")
     await store.request(v="1", type="job.request", job_id="j1", priority="5", model="beta")

@@ -23,6 +23,7 @@ import yaml
 from services.api.__main__ import http_server, listen
 from services.api.benchmark import Benchmarks
 from services.api.benchmark_run import Parts
+from services.api.gateway.fastpath import FastPath
 from services.api.gateway.gateway import Gateway
 from services.api.keyring import Keyring
 from services.api.registry import Registry
@@ -199,10 +200,11 @@ def state_on(store: Store, config: Mapping[str, Any]) -> ApiState:
     benchmarks = BenchmarkStore(store.redis, store.keys, history, retention_s)
     registry = Registry(store.fleet, settings.registrations)
     presence = Presence(store.fleet, service="api", host="host", address="", explicit=None)
+    fast = FastPath(store.jobs, store.fleet, settings, lambda: presence.instance)
     gateway = Gateway(
         settings,
         store.jobs,
-        store.fleet,
+        fast,
         registry,
         presence,
         usable,
@@ -214,6 +216,7 @@ def state_on(store: Store, config: Mapping[str, Any]) -> ApiState:
         settings=settings,
         jobs=store.jobs,
         fleet=store.fleet,
+        fast=fast,
         control=ControlStore(store.redis, store.keys, history, retention_s),
         benchmarks=Benchmarks(Parts(settings, store.jobs, store.fleet, benchmarks, feed)),
         gateway=gateway,

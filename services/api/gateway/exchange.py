@@ -21,7 +21,6 @@ from services.api.gateway.outcomes import (
     result_of,
 )
 from services.api.gateway.parts import Parts
-from services.api.gateway.redis_away import persist
 from services.api.gateway.refusals import Refusal
 from services.api.gateway.standing import decision_headers, standing
 from services.api.gateway.submission import submit
@@ -30,6 +29,7 @@ from shared.backends.completion import Completion
 from shared.backends.errors import BackendError, Rejected
 from shared.canonical import log_dispatch
 from shared.errors import StoreUnavailable
+from shared.persist import persist
 from shared.states import JobState
 from shared.store.records import CancelOutcome, FailOutcome, Failure, FinishOutcome
 from shared.submission import new_job_id

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from shared.config import Settings
 from shared.decision.routing import decide
 from shared.decision.snapshot import Decision, Model
-from shared.placement.orders import FIRST_LEASE_S, claim_order
+from shared.placement.orders import FIRST_LEASE_S, claim_order, grant_of
 from shared.placement.picture import Pictures
+from shared.registry import Registration
 from shared.snapshots import request_of
 from shared.states import Action
 from shared.store.fleet import FleetStore
@@ -31,48 +34,51 @@ class Start:
 
     def grant(self, now_ms: int) -> Grant:
         """What the routers would have told; ``now_ms``: Redis' time when it was started."""
-        return Grant(
+        return grant_of(
+            self.decision,
+            self.model,
             job_id=self.order.job_id,
             attempt=FIRST_ATTEMPT,
             tries=0,
-            model=self.model.name,
-            backend=self.model.backend,
-            url=self.model.url,
-            upstream_name=self.model.upstream_name,
             api_key_env=self.api_key_env,
-            gpu=",".join(self.model.gpus),
-            code=self.decision.code,
-            reason=self.decision.reason,
-            estimated_duration_ms=self.decision.estimated_duration_ms,
-            granted_ms=now_ms,
+            now_ms=now_ms,
         )
 
 
 class FastPath:
-    """Decides as a router would (docs/adr/0017). ``decider`` is what decisions name as their ``router``."""
+    """Decides as a router would (docs/adr/0017). ``decider`` says what decisions name as their ``router``."""
 
-    def __init__(self, jobs: JobStore, fleet: FleetStore, settings: Settings, decider: str) -> None:
+    def __init__(
+        self, jobs: JobStore, fleet: FleetStore, settings: Settings, decider: Callable[[], str]
+    ) -> None:
         self._jobs = jobs
         self._settings = settings
         self._decider = decider
         self._lease_ms = round(min(settings.router.lease_s, FIRST_LEASE_S) * 1000)
         self.pictures = Pictures(fleet, settings)
 
-    async def submit(self, job: NewJob, *, bound: int) -> tuple[Submitted, Start | None]:
+    async def submit(
+        self, job: NewJob, *, bound: int, idempotency: str | None = None, digest: str = ""
+    ) -> tuple[Submitted, Start | None]:
         """Accept a job as ``JobStore.submit`` does; its start, where it was started at once.
 
-        Raises ``StoreUnavailable``.
+        An attached job is then ours to run, and to count; any other a router's. Raises ``StoreUnavailable``.
         """
         start = await self._decide(job)
+        submit = partial(self._jobs.submit, job, bound=bound, idempotency=idempotency, digest=digest)
         if start is None:
-            return await self._jobs.submit(job, bound=bound), None
+            return await submit(), None
         # While it is under way it counts in the decisions of others.
-        self.pictures.took(start.model.name)
+        picture = self.pictures.took(start.model.name)
+        started = False
         try:
-            submitted = await self._jobs.submit(job, bound=bound, start=start.order)
+            submitted = await submit(start=start.order)
+            started = submitted.outcome is SubmitOutcome.STARTED
         finally:
-            self.pictures.left(start.model.name)
-        if submitted.outcome is SubmitOutcome.STARTED:
+            # When a router ends it nobody tells us: it counts until the next picture, which shows it.
+            if picture is not None and not (started and job.attached_to is None):
+                picture.count(start.model.name, -1)
+        if started:
             return submitted, start
         if submitted.outcome is SubmitOutcome.ACCEPTED:
             self.pictures.refused()
@@ -93,12 +99,19 @@ class FastPath:
         order = claim_order(
             job.id,
             secrets.token_hex(8),
-            self._decider,
+            self._decider(),
             self._lease_ms,
             decision,
             model,
             picture.snapshot,
             request,
             registration=entry.stored,
+            grant=None if job.attached_to is not None else _handed(entry.registration),
         )
         return Start(order, decision, model, entry.registration.api_key_env)
+
+
+def _handed(registration: Registration) -> dict[str, str]:
+    """What a router needs to run a job besides the decision."""
+    key = registration.api_key_env
+    return {"tries": "0", **({"api_key_env": key} if key else {})}

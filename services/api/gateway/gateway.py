@@ -21,7 +21,7 @@ from services.api.gateway.leases import Leases
 from services.api.gateway.lines import Attempt, Line, Switchboard
 from services.api.gateway.outcomes import Cut, failure_of_cut
 from services.api.gateway.parts import Parts
-from services.api.gateway.redis_away import STORE_TIMEOUT_S, persist
+from services.api.gateway.redis_away import STORE_TIMEOUT_S
 from services.api.gateway.refusals import Refusal
 from services.api.gateway.room import Room
 from services.api.gateway.unheard import Unheard
@@ -29,8 +29,8 @@ from services.api.registry import Registry
 from shared.backends.http import HttpClient
 from shared.config import Settings
 from shared.errors import StoreUnavailable
+from shared.persist import persist
 from shared.presence import Presence
-from shared.store.fleet import FleetStore
 from shared.store.grants import Grant, Grants
 from shared.store.jobs import JobStore
 
@@ -50,7 +50,7 @@ class Gateway:
         self,
         settings: Settings,
         jobs: JobStore,
-        fleet: FleetStore,
+        fast: FastPath,
         registry: Registry,
         presence: Presence,
         usable: asyncio.Event,
@@ -58,7 +58,7 @@ class Gateway:
     ) -> None:
         self._settings = settings
         self._jobs = jobs
-        self._fleet = fleet
+        self._fast = fast
         self._registry = registry
         self._presence = presence
         self._usable = usable
@@ -94,7 +94,7 @@ class Gateway:
         """Until cancelled."""
         await self._usable.wait()
         leases = Leases(self._jobs, self._settings.router.lease_s)
-        fast = FastPath(self._jobs, self._fleet, self._settings, self._presence.instance)
+        fast = self._fast
 
         def accept(line: Line, attempt: Attempt) -> None:
             fast.pictures.took(attempt.grant.model)

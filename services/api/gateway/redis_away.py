@@ -1,26 +1,6 @@
-"""How long a Redis that does not answer is waited for: clients for a moment, what has happened for ever."""
+"""How long a client waits for a Redis that does not answer."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
-from loguru import logger
-
-from shared.errors import StoreUnavailable
-
 STORE_TIMEOUT_S = 3.0
 """The longest that a client waits for a Redis that hangs before it gets its 503."""
-_AWAY_S = 0.2
-_Value = TypeVar("_Value")
-
-
-async def persist(write: Callable[[], Awaitable[_Value]]) -> _Value:
-    """Repeat a replay-safe write until Redis answers: what it records has happened already."""
-    while True:
-        try:
-            return await write()
-        except StoreUnavailable as error:
-            logger.warning("an outcome waits for Redis: {}", error)
-            await asyncio.sleep(_AWAY_S)

@@ -8,7 +8,7 @@ from loguru import logger
 
 from services.api.gateway.fastpath import FIRST_ATTEMPT
 from services.api.gateway.outcomes import Cut, failure_of_cut
-from services.api.gateway.redis_away import persist
+from shared.persist import persist
 from shared.store.jobs import SUBMIT_PATIENCE_S, JobStore
 from shared.store.records import CancelOutcome
 
