@@ -32,6 +32,7 @@ class HttpClient:
         self._names = Names(lookup)
         self._targets: dict[tuple[str, bool], Target] = {}
         self._kept: dict[tuple[str, int, bool], list[Connection]] = {}
+        self._closed = False
 
     async def post(
         self,
@@ -61,7 +62,7 @@ class HttpClient:
                 try:
                     await response.started()
                 except Interrupted as error:
-                    if error.type == "backend_timeout" or not response.unheard:
+                    if error.type == "backend_timeout" or not response.unheard or self._closed:
                         raise
                 else:
                     return response
@@ -71,7 +72,8 @@ class HttpClient:
         return response
 
     async def aclose(self) -> None:
-        """Close all connections; calls under way are interrupted."""
+        """Close all connections; calls under way are interrupted, later ones not sent."""
+        self._closed = True
         self._names.close()
         self._deadlines.close()
         await asyncio.sleep(0)  # sockets are closed in the loop's next turn
@@ -116,6 +118,9 @@ class HttpClient:
                 raise _not_sent(target, error) from error
             raise
         connection.connecting = None
+        if self._closed:
+            connection.abort()
+            raise NotSent("connect_failed", "our side is closing")
         return connection
 
     async def _reach(self, target: Target, connection: Connection) -> None:

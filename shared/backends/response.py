@@ -153,9 +153,11 @@ class Response:
 
     def close(self) -> None:
         """Close the connection, unless the answer is complete."""
-        if not self._settling:
+        if self._settling:
+            return
+        if self._line is not None:
             self.fail(Interrupted("backend_interrupted", "closed from our side"))
-            self._chunks.clear()
+        self._chunks.clear()
 
     def fail(self, error: BackendError) -> None:
         """Nothing more will come: what was read until now can still be had, then ``error`` is raised."""

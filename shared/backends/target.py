@@ -32,11 +32,11 @@ class Target:
     authorization: str
 
     def request_head(self, headers: Mapping[str, str], length: int) -> bytes:
-        """The head of a POST of ``length`` bytes; raises ``NotSent`` for a header with a line break in it."""
+        """The head of a POST of ``length`` bytes; raises ``NotSent`` for a header with control characters."""
         head = self.head
         for name, value in headers.items():
-            if "\n" in value or "\r" in value or "\0" in value:
-                raise NotSent("bad_url", f"the value of the header {name} holds a line break: check the key")
+            if not value.isprintable():
+                raise NotSent("bad_url", f"the header {name} would hold what no header can: check the key")
             head += f"{name}: {value}\r\n"
         if self.authorization and "Authorization" not in headers:
             head += self.authorization

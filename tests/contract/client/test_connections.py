@@ -316,6 +316,9 @@ async def test_closing_the_client_interrupts_what_is_under_way() -> None:
         await client.aclose()
         with pytest.raises(Interrupted):
             await task
+        with pytest.raises(NotSent):
+            await ask(client, server.url)
+        await asyncio.wait_for(server.talks[-1].left.wait(), 30.0)
 
 
 async def test_tls_is_spoken_with_a_server_whose_certificate_is_known(
