@@ -37,6 +37,7 @@ WITHIN_S = 60.0
 _AGENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _HEADERS = (b"x-agent-type", b"x-priority", b"x-mode", b"x-deadline-s", b"content-length")
+_AS_JSON = json.JSONEncoder(ensure_ascii=False).encode
 _SET_BY_US = frozenset({"model", "stream", "stream_options"})
 
 
@@ -269,4 +270,4 @@ def _prompt_tokens(ask: Ask) -> int:
         return max(1, len(given) // _CHARS_PER_TOKEN)
     if isinstance(given[0] if isinstance(given, list) else None, int):
         return len(given)  # tokens already
-    return max(1, len(json.dumps(given, ensure_ascii=False)) // _CHARS_PER_TOKEN)
+    return max(1, len(_AS_JSON(given)) // _CHARS_PER_TOKEN)

@@ -16,6 +16,8 @@ from shared.backends.completion import Completion
 from shared.backends.errors import BackendError
 from shared.store.records import FailKind, Failure, ModelFailure
 
+_AS_JSON = json.JSONEncoder().encode
+
 
 class Cut(StrEnum):
     """Why a request is ended before its answer is."""
@@ -88,7 +90,7 @@ def measured(tail: bytes, first_byte_ms: float | None, total_ms: float) -> Compl
 
 def result_of(completion: Completion) -> str:
     """The stored result: what was said stays between the backend and the client."""
-    return json.dumps(
+    return _AS_JSON(
         {
             "text": None,
             "finish_reason": completion.finish_reason,
