@@ -7,9 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from loguru import logger
 
@@ -17,8 +18,13 @@ from shared.config import LogSettings
 from shared.log_lines import Entry, json_line, terminal_line, text_line
 from shared.log_sink import BoundedFile, Lines, Render
 
+if TYPE_CHECKING:
+    from loguru import Record
+
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Field = str | int | float | None
+REQUEST: ContextVar[str | None] = ContextVar("request", default=None)
+"""The id of the request that is worked on; it is in every line that is no canonical one."""
 _LEVELS: tuple[str, ...] = get_args(Level)
 _EVENT_AND_MESSAGE = "{message}"
 
@@ -50,6 +56,12 @@ class _Canonical:
 _canonical: _Canonical | None = None
 
 
+def _add_request(record: Record) -> None:
+    request_id = REQUEST.get()
+    if request_id is not None:
+        record["extra"].setdefault("request", request_id)
+
+
 class _Intercept(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         logger.opt(exception=record.exc_info).log(
@@ -72,7 +84,7 @@ def configure(service: str, settings: LogSettings) -> None:
     May be called again, with other settings.
     """
     logger.remove()
-    logger.configure(extra={"service": service})
+    logger.configure(extra={"service": service}, patcher=_add_request)
     path = Path(settings.dir) / f"{service}.log"
     file, refused = None, None
     try:

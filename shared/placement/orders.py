@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from shared.decision.memo import once
+from shared.decision.memo import lasting, once
 from shared.decision.recording import record
 from shared.decision.snapshot import Decision, Gpu, Model, Part, Request, Snapshot
 from shared.states import Action
@@ -104,7 +104,7 @@ class _Told:
 
 
 def _told(model: Model, snapshot: Snapshot) -> _Told:
-    return once(snapshot.memo, ("told", model.name), lambda: _tell(model, snapshot))
+    return once(lasting(snapshot.memo), ("told", model.name), lambda: _tell(model, snapshot))
 
 
 def _tell(model: Model, snapshot: Snapshot) -> _Told:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 
 from shared.config import Settings
@@ -92,7 +91,7 @@ class FastPath:
         entry = picture.models[model.name]
         order = claim_order(
             job.id,
-            secrets.token_hex(8),
+            job.id,  # as the nonce: this job is started here once, or never
             self._decider,
             self._lease_ms,
             decision,
