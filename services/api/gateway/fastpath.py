@@ -84,7 +84,8 @@ class FastPath:
         now_ms = picture.view.now_ms
         head = Head(job.id, {**job.fields, "deadline_ms": str(now_ms + job.deadline_in_ms)})
         request = request_of(head, now_ms)
-        decision = decide(picture.snapshot, request)
+        snapshot = picture.snapshot
+        decision = decide(snapshot, request)
         model = decision.model
         if decision.action is not Action.DISPATCH or model is None:
             return None
@@ -96,7 +97,7 @@ class FastPath:
             self._lease_ms,
             decision,
             model,
-            picture.snapshot,
+            snapshot,
             request,
             registration=entry.stored,
         )
