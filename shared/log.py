@@ -38,6 +38,9 @@ class _Canonical:
         self._lines = lines
         self._stamp = (-1, "", "")
 
+    def shows(self, level: Level) -> bool:
+        return level in self._levels
+
     def put(self, name: str, level: Level, message: str | None, fields: Mapping[str, Field]) -> None:
         if level in self._levels:
             self._lines.put(Entry(self._now(), level, self._service, name, message, fields))
@@ -107,6 +110,11 @@ def configure(service: str, settings: LogSettings) -> None:
     if refused is not None:
         logger.warning("log.dir {}: {}: logging to stderr only", path.parent, refused)
     logging.basicConfig(handlers=[_Intercept()], level=logging.WARNING, force=True)
+
+
+def shows(level: Level) -> bool:
+    """Whether a canonical line of this level is written: it need not be put together otherwise."""
+    return _canonical is None or _canonical.shows(level)
 
 
 def event(name: str, /, level: Level = "INFO", message: str | None = None, **fields: Field) -> None:

@@ -56,9 +56,12 @@ class _Answer:
 
     def say(self, scope: Scope) -> None:
         """Status 0: the client left before there was any answer."""
+        level: log.Level = "ERROR" if self._status == _UNEXPECTED else "DEBUG"
+        if not log.shows(level):
+            return
         log.event(
             "request",
-            "ERROR" if self._status == _UNEXPECTED else "DEBUG",
+            level,
             request=self._request_id,
             method=scope["method"],
             path=scope["path"][:_PATH_CHARACTERS],
