@@ -24,6 +24,8 @@ def log_decision(
     waiting: int | None = None,
 ) -> None:
     """A decision that was carried out; of a hold the queue (``target``) and how many wait in it."""
+    if not log.shows(level):
+        return
     model = decision.model
     log.event(
         "decision",

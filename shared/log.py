@@ -7,9 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from loguru import logger
 
@@ -17,8 +18,13 @@ from shared.config import LogSettings
 from shared.log_lines import Entry, json_line, terminal_line, text_line
 from shared.log_sink import BoundedFile, Lines, Render
 
+if TYPE_CHECKING:
+    from loguru import Record
+
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Field = str | int | float | None
+REQUEST: ContextVar[str | None] = ContextVar("request", default=None)
+"""The id of the request that is worked on; it is in every line that is no canonical one."""
 _LEVELS: tuple[str, ...] = get_args(Level)
 _EVENT_AND_MESSAGE = "{message}"
 
@@ -31,6 +37,9 @@ class _Canonical:
         self._levels = frozenset(_LEVELS[_LEVELS.index(least) :])
         self._lines = lines
         self._stamp = (-1, "", "")
+
+    def shows(self, level: Level) -> bool:
+        return level in self._levels
 
     def put(self, name: str, level: Level, message: str | None, fields: Mapping[str, Field]) -> None:
         if level in self._levels:
@@ -48,6 +57,12 @@ class _Canonical:
 
 
 _canonical: _Canonical | None = None
+
+
+def _add_request(record: Record) -> None:
+    request_id = REQUEST.get()
+    if request_id is not None:
+        record["extra"].setdefault("request", request_id)
 
 
 class _Intercept(logging.Handler):
@@ -72,7 +87,7 @@ def configure(service: str, settings: LogSettings) -> None:
     May be called again, with other settings.
     """
     logger.remove()
-    logger.configure(extra={"service": service})
+    logger.configure(extra={"service": service}, patcher=_add_request)
     path = Path(settings.dir) / f"{service}.log"
     file, refused = None, None
     try:
@@ -95,6 +110,11 @@ def configure(service: str, settings: LogSettings) -> None:
     if refused is not None:
         logger.warning("log.dir {}: {}: logging to stderr only", path.parent, refused)
     logging.basicConfig(handlers=[_Intercept()], level=logging.WARNING, force=True)
+
+
+def shows(level: Level) -> bool:
+    """Whether a canonical line of this level is written: it need not be put together otherwise."""
+    return _canonical is None or _canonical.shows(level)
 
 
 def event(name: str, /, level: Level = "INFO", message: str | None = None, **fields: Field) -> None:

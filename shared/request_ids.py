@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-
+from shared.random_ids import random_id
 from shared.states import BackendType
 
 HEADER = "X-Request-ID"
@@ -12,7 +11,7 @@ MOST_CHARS = 128
 
 def new_request_id() -> str:
     """A fresh one: 128 random bits."""
-    return secrets.token_hex(16)
+    return random_id()
 
 
 def taken(given: str | None) -> str:

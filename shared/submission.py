@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Iterable
 
 from pydantic_core import to_json
@@ -12,6 +11,7 @@ from pydantic_core import to_json
 from shared.config import Settings
 from shared.errors import InvalidRequest
 from shared.jobs import JobRequest
+from shared.random_ids import random_id
 from shared.registry import Registration
 from shared.request_ids import new_request_id
 from shared.store.records import NewJob
@@ -22,7 +22,7 @@ MOST_METADATA = 16_384
 
 def new_job_id() -> str:
     """A fresh id: 128 random bits, so that two apis never meet."""
-    return secrets.token_hex(16)
+    return random_id()
 
 
 def new_job(request: JobRequest, settings: Settings, job_id: str, request_id: str = "") -> NewJob:

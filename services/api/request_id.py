@@ -6,7 +6,6 @@ import time
 from collections.abc import MutableMapping
 from typing import Any
 
-from loguru import logger
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import log
@@ -31,11 +30,12 @@ async def answer_with_id(app: ASGIApp, scope: Scope, receive: Receive, send: Sen
     given = next((value.decode("latin-1") for name, value in scope["headers"] if name == _NAME), None)
     request_id = scope[_SLOT] = taken(given)
     answer = _Answer(send, request_id)
-    with logger.contextualize(request=request_id):
-        try:
-            await app(scope, receive, answer.send)
-        finally:
-            answer.say(scope)
+    before = log.REQUEST.set(request_id)
+    try:
+        await app(scope, receive, answer.send)
+    finally:
+        answer.say(scope)
+        log.REQUEST.reset(before)
 
 
 class _Answer:
@@ -56,9 +56,12 @@ class _Answer:
 
     def say(self, scope: Scope) -> None:
         """Status 0: the client left before there was any answer."""
+        level: log.Level = "ERROR" if self._status == _UNEXPECTED else "DEBUG"
+        if not log.shows(level):
+            return
         log.event(
             "request",
-            "ERROR" if self._status == _UNEXPECTED else "DEBUG",
+            level,
             request=self._request_id,
             method=scope["method"],
             path=scope["path"][:_PATH_CHARACTERS],

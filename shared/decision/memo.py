@@ -10,9 +10,22 @@ _Found = TypeVar("_Found")
 _NOTHING = object()
 
 
+_LASTING = "lasting"
+
+
 def once(memo: Memo, name: Hashable, make: Callable[[], _Found]) -> _Found:
     """What ``make`` answers, called the first time only; None is an answer too."""
     found = memo.get(name, _NOTHING)
     if found is _NOTHING:
         found = memo[name] = make()
     return cast(_Found, found)
+
+
+def lasting(memo: Memo) -> Memo:
+    """The part of a memo that ``hand_on`` hands on."""
+    return once(memo, _LASTING, dict)
+
+
+def hand_on(memo: Memo, successor: Memo) -> None:
+    """Share the lasting part with a value that differs in nothing on which it stands."""
+    successor[_LASTING] = lasting(memo)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 from pydantic_core import SchemaSerializer, to_json
 
-from shared.decision.memo import once
+from shared.decision.memo import lasting, once
 from shared.decision.snapshot import Gpu, Model, Request, Rules, Snapshot
 
 MOST_MODELS = 16
@@ -28,10 +28,8 @@ class Recorded:
 
 _RECORDED = TypeAdapter(Recorded)
 _MODEL, _GPU, _RULES, _REQUEST = (TypeAdapter(kind).serializer for kind in (Model, Gpu, Rules, Request))
-ENCODED = "encoded"
-"""Under this name a snapshot's memo has the JSON of single models and GPUs, by their ``id`` in this process,
-with the value itself so that no other one gets that id. Snapshots of one moment share it.
-"""
+_Encoded = dict[int, tuple[object, str]]
+"""Models and GPUs as JSON by their ``id`` in this process, with the value, so that no other gets that id."""
 
 
 def record(snapshot: Snapshot, request: Request) -> str | None:
@@ -44,16 +42,14 @@ def record(snapshot: Snapshot, request: Request) -> str | None:
 
 def _fleet(snapshot: Snapshot) -> str:
     """All but the request, and without the last brace."""
-    known: dict[int, tuple[object, str]] = once(snapshot.memo, ENCODED, dict)
+    known: _Encoded = once(lasting(snapshot.memo), "encoded", dict)
     models = _object(snapshot.models, _MODEL, known)
     gpus = _object(snapshot.gpus, _GPU, known)
     busy = to_json(snapshot.busy).decode()
     return f'{{"models":{models},"gpus":{gpus},"rules":{_json(_RULES, snapshot.rules)},"busy":{busy}'
 
 
-def _object(
-    values: Mapping[str, object], serializer: SchemaSerializer, known: dict[int, tuple[object, str]]
-) -> str:
+def _object(values: Mapping[str, object], serializer: SchemaSerializer, known: _Encoded) -> str:
     items = []
     for name, value in values.items():
         found = known.get(id(value))

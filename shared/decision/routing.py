@@ -12,9 +12,9 @@ from shared.decision.explain import dispatch_reason, listed, unprobed_words
 from shared.decision.filters import obstacle
 from shared.decision.load_reasons import NOT_CARRIED_OUT, plan_words
 from shared.decision.loading import plan_for
-from shared.decision.memo import once
 from shared.decision.readings import finite
 from shared.decision.scoring import order, pick, score
+from shared.decision.serving import Serving, serving
 from shared.decision.snapshot import Decision, LeftOut, Model, Obstacle, Part, Plan, Request, Snapshot
 from shared.states import Action, Residence
 
@@ -42,23 +42,6 @@ class _Outcome:
     fell_back: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """The models that a request may go to: ``first`` those asked for, ``second`` when none of these can.
-
-    ``accepted``: whether any model at all takes its agent type; ``others``: why those that are not asked for
-    are left out; ``largest``: the one with the most context, None where there is no model.
-    """
-
-    first: tuple[Model, ...]
-    second: tuple[Model, ...]
-    accepted: bool
-    others: LeftOut
-    all: tuple[Model, ...]
-    largest: Model | None
-    contexts_known: bool
-
-
 def decide(snapshot: Snapshot, request: Request) -> Decision:
     """Dispatch to the best model, hold with cause and remedy, or reject what no model could ever serve.
 
@@ -72,7 +55,7 @@ def decide(snapshot: Snapshot, request: Request) -> Decision:
             "no model is registered yet; it goes on when one is, in the configuration file or by "
             "POST /v1/gpu/models",
         )
-    choice = _serving(snapshot, request)
+    choice = serving(snapshot, request)
     refusal = _refusal(snapshot, request, choice)
     if refusal is not None:
         return refusal
@@ -82,7 +65,7 @@ def decide(snapshot: Snapshot, request: Request) -> Decision:
 
 def rank(snapshot: Snapshot, request: Request) -> tuple[Ranked, ...]:
     """Every model that could take the request now, best first; the first is the one ``decide`` takes."""
-    choice = _serving(snapshot, request)
+    choice = serving(snapshot, request)
     if not snapshot.models or _refusal(snapshot, request, choice) is not None:
         return ()
     candidates = _filter(snapshot, request, choice).candidates
@@ -93,36 +76,7 @@ def rank(snapshot: Snapshot, request: Request) -> tuple[Ranked, ...]:
     )
 
 
-def _serving(snapshot: Snapshot, request: Request) -> _Choice:
-    asked = ("choice", request.model, request.agent_type, request.fallback)
-    return once(snapshot.memo, asked, lambda: _choice(snapshot, request))
-
-
-def _choice(snapshot: Snapshot, request: Request) -> _Choice:
-    models = tuple(snapshot.models.values())
-    agreeing = tuple(model for model in models if _accepts(model, request.agent_type))
-    first, second = agreeing, tuple[Model, ...]()
-    if request.model is not None:
-        first = tuple(model for model in models if request.model in model.serves)
-        if request.fallback:
-            second = tuple(model for model in agreeing if request.model not in model.serves)
-    both = first + second
-    return _Choice(
-        first,
-        second,
-        accepted=bool(agreeing),
-        others=_outside(request),
-        all=both,
-        largest=max(both, key=lambda model: (model.context_tokens, model.name), default=None),
-        contexts_known=all(model.context_known for model in both),
-    )
-
-
-def _accepts(model: Model, agent_type: str | None) -> bool:
-    return agent_type is None or not model.agent_types or agent_type in model.agent_types
-
-
-def _refusal(snapshot: Snapshot, request: Request, choice: _Choice) -> Decision | None:
+def _refusal(snapshot: Snapshot, request: Request, choice: Serving) -> Decision | None:
     models = snapshot.models.values()
     if request.model is not None and not choice.first:
         known = {name for model in models for name in model.serves}
@@ -156,21 +110,16 @@ def _refusal(snapshot: Snapshot, request: Request, choice: _Choice) -> Decision 
 
 
 def _reject(snapshot: Snapshot, request: Request, cause: Cause, reason: str) -> Decision:
-    left_out = dict.fromkeys((model.name for model in snapshot.models.values()), _outside(request))
+    left_out = dict.fromkeys(
+        (model.name for model in snapshot.models.values()), serving(snapshot, request).others
+    )
     if cause is Cause.CONTEXT_TOO_SMALL:
-        for model in _serving(snapshot, request).all:
+        for model in serving(snapshot, request).all:
             left_out[model.name] = LeftOut(cause, f"its context is {model.context_tokens} tokens")
     return Decision(Action.REJECT, cause, reason, left_out=left_out)
 
 
-def _outside(request: Request) -> LeftOut:
-    asked = (
-        f"the agent type {request.agent_type!r}" if request.model is None else f"the model {request.model!r}"
-    )
-    return LeftOut(Cause.NOT_SERVING, f"it does not serve {asked}, which was asked for")
-
-
-def _filter(snapshot: Snapshot, request: Request, choice: _Choice) -> _Outcome:
+def _filter(snapshot: Snapshot, request: Request, choice: Serving) -> _Outcome:
     left_out = dict.fromkeys((model.name for model in snapshot.models.values()), choice.others)
     candidates: list[ModelRoom] = []
     for fell_back, models in ((False, choice.first), (True, choice.second)):
@@ -208,7 +157,7 @@ def _known_first(candidates: list[ModelRoom], left_out: dict[str, LeftOut]) -> l
     return known
 
 
-def _dispatch(request: Request, choice: _Choice, outcome: _Outcome) -> Decision:
+def _dispatch(request: Request, choice: Serving, outcome: _Outcome) -> Decision:
     parts = score(outcome.candidates, request)
     chosen = pick(outcome.candidates, parts)
     reason = dispatch_reason(chosen, parts)
@@ -230,7 +179,7 @@ def _dispatch(request: Request, choice: _Choice, outcome: _Outcome) -> Decision:
     )
 
 
-def _hold(snapshot: Snapshot, choice: _Choice, outcome: _Outcome) -> Decision:
+def _hold(snapshot: Snapshot, choice: Serving, outcome: _Outcome) -> Decision:
     hopeful, others = (
         [model for model in models if outcome.left_out[model.name].code != Cause.CONTEXT_TOO_SMALL]
         for models in (choice.first, choice.second)
@@ -284,7 +233,7 @@ def _nearest(models: Iterable[Model], outcome: _Outcome) -> Model:
     return min(models, key=nearness)
 
 
-def _others(nearest: Model, choice: _Choice, outcome: _Outcome) -> str:
+def _others(nearest: Model, choice: Serving, outcome: _Outcome) -> str:
     """What keeps the other models that could serve the request, by code."""
     rest = sorted(model.name for model in choice.all if model.name != nearest.name)
     if not rest:
@@ -294,7 +243,7 @@ def _others(nearest: Model, choice: _Choice, outcome: _Outcome) -> str:
     return f"; also kept back: {shown}{more}"
 
 
-def _retry_ms(choice: _Choice, outcome: _Outcome) -> float | None:
+def _retry_ms(choice: Serving, outcome: _Outcome) -> float | None:
     """When the first model that rests may be asked again; None if none is kept back by that."""
     pauses = (_pause_ms(model) for model in choice.all if outcome.left_out[model.name].code in _PAUSES)
     return min((pause for pause in pauses if pause > 0), default=None)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shared.decision.memo import once
-from shared.decision.recording import ENCODED
+from shared.decision.memo import hand_on
 from shared.decision.snapshot import Snapshot
 
 
@@ -22,6 +21,5 @@ def with_slot(snapshot: Snapshot, model: str, change: int = 1) -> Snapshot:
         gpus[gpu] = replace(gpus[gpu], in_flight=max(0, gpus[gpu].in_flight + change))
     models = {**snapshot.models, model: replace(now, in_flight=max(0, now.in_flight + change))}
     changed = replace(snapshot, models=models, gpus=gpus)
-    known: object = once(snapshot.memo, ENCODED, dict)
-    changed.memo[ENCODED] = known
+    hand_on(snapshot.memo, changed.memo)
     return changed

@@ -114,7 +114,9 @@ class Snapshot:
     busy: frozenset[str] = frozenset()  # models whose claim was answered BUSY since the snapshot was taken
     backlogs: tuple[Backlog, ...] = ()
     memo: Memo = field(default_factory=dict, init=False, compare=False, repr=False)
-    """What follows from the fields above, worked out once for all the decisions of a pass."""
+    """What follows from the fields above, worked out once for all the decisions of a pass; its lasting part
+    follows from them whatever is in flight.
+    """
 
 
 @dataclass(frozen=True, slots=True)

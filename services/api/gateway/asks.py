@@ -36,7 +36,8 @@ WITHIN_S = 60.0
 """The longest that a body may take to come: what has come of it is held meanwhile."""
 _AGENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_HEADERS = (b"x-agent-type", b"x-priority", b"x-mode", b"x-deadline-s", b"content-length")
+_HEADERS = frozenset({b"x-agent-type", b"x-priority", b"x-mode", b"x-deadline-s", b"content-length"})
+_AS_JSON = json.JSONEncoder(ensure_ascii=False).encode
 _SET_BY_US = frozenset({"model", "stream", "stream_options"})
 
 
@@ -152,14 +153,18 @@ def attached_job(ask: Ask, settings: Settings, job_id: str, holder: str) -> NewJ
 
 
 def _headers(scope: Scope) -> dict[bytes, str]:
-    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    size, found = 0, {}
+    for name, value in scope["headers"]:
+        size += len(name) + len(value)
+        if name in _HEADERS:
+            found[name] = value.decode("latin-1").strip()
     if size > _MOST_HEADER_BYTES:
         raise Refusal(
             431,
             "headers_too_large",
             f"the headers have {size} bytes, more than {_MOST_HEADER_BYTES}: shorten them",
         )
-    return {name: value.decode("latin-1").strip() for name, value in scope["headers"] if name in _HEADERS}
+    return found
 
 
 async def _read_body(receive: Receive, declared: str, limit: int, share: Share) -> bytes:
@@ -170,12 +175,15 @@ async def _read_body(receive: Receive, declared: str, limit: int, share: Share) 
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        piece = message.get("body", b"")
+        piece: bytes = message.get("body", b"")
         if len(body) + len(piece) > limit:
             raise _too_large(limit)
         share.take(len(piece))
+        ends = not message.get("more_body", False)
+        if ends and not body:
+            return piece
         body += piece
-        if not message.get("more_body", False):
+        if ends:
             return bytes(body)
 
 
@@ -269,4 +277,4 @@ def _prompt_tokens(ask: Ask) -> int:
         return max(1, len(given) // _CHARS_PER_TOKEN)
     if isinstance(given[0] if isinstance(given, list) else None, int):
         return len(given)  # tokens already
-    return max(1, len(json.dumps(given, ensure_ascii=False)) // _CHARS_PER_TOKEN)
+    return max(1, len(_AS_JSON(given)) // _CHARS_PER_TOKEN)

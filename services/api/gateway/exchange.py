@@ -50,6 +50,7 @@ class Exchange:
         self._started = started
         self._line = Line(new_job_id(), self.cut)
         self._limit: asyncio.Timeout | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._cut: Cut | None = None
         self._settled = False
         self._submitted_at = started
@@ -70,9 +71,13 @@ class Exchange:
             self._cut = cut
             self._limit.reschedule(asyncio.get_running_loop().time())
 
+    def watch(self) -> None:
+        """From now on, notice when its client leaves; may be said again."""
+        if self._watcher is None:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
     async def run(self) -> None:
         """Until the client has its answer and the job's end is recorded."""
-        watcher = asyncio.create_task(self._watch())
         self._parts.board.open(self._line)
         try:
             await self._run()
@@ -81,7 +86,8 @@ class Exchange:
             await self._settle(outcomes.crash(error, 0, self._parts.settings.router))
             await self._refuse(Refusal(500, "internal_error", "an unexpected error: the api's log says more"))
         finally:
-            watcher.cancel()
+            if self._watcher is not None:
+                self._watcher.cancel()
             self._close()
 
     async def _run(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -91,19 +90,20 @@ class FastPath:
         now_ms = picture.view.now_ms
         head = Head(job.id, {**job.fields, "deadline_ms": str(now_ms + job.deadline_in_ms)})
         request = request_of(head, now_ms)
-        decision = decide(picture.snapshot, request)
+        snapshot = picture.snapshot
+        decision = decide(snapshot, request)
         model = decision.model
         if decision.action is not Action.DISPATCH or model is None:
             return None
         entry = picture.models[model.name]
         order = claim_order(
             job.id,
-            secrets.token_hex(8),
+            job.id,  # as the nonce: this job is started here once, or never
             self._decider(),
             self._lease_ms,
             decision,
             model,
-            picture.snapshot,
+            snapshot,
             request,
             registration=entry.stored,
             grant=None if job.attached_to is not None else _handed(entry.registration),

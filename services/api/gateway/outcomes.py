@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -15,6 +14,7 @@ from shared import outcomes
 from shared.backends.completion import Completion
 from shared.backends.errors import BackendError
 from shared.store.records import FailKind, Failure, ModelFailure
+from shared.store.scripts import encoded
 
 
 class Cut(StrEnum):
@@ -88,7 +88,7 @@ def measured(tail: bytes, first_byte_ms: float | None, total_ms: float) -> Compl
 
 def result_of(completion: Completion) -> str:
     """The stored result: what was said stays between the backend and the client."""
-    return json.dumps(
+    return encoded(
         {
             "text": None,
             "finish_reason": completion.finish_reason,
@@ -96,7 +96,7 @@ def result_of(completion: Completion) -> str:
             "response": None,
             "truncated": False,
         }
-    )
+    ).decode()
 
 
 def _count(values: Mapping[str, JsonValue], *names: str) -> int | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Self
 
 from services.api.gateway import refusals
 
@@ -21,22 +20,25 @@ class Room:
     def __init__(self) -> None:
         self.held_bytes = 0
 
-    @contextmanager
-    def share(self) -> Iterator[Share]:
+    def share(self) -> Share:
         """What one request holds, given back at its end."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self.held_bytes -= share.held_bytes
+        return Share(self)
 
 
 class Share:
-    """What one request holds."""
+    """What one request holds while it is entered."""
+
+    __slots__ = ("_room", "held_bytes")
 
     def __init__(self, room: Room) -> None:
         self._room = room
         self.held_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._room.held_bytes -= self.held_bytes
 
     def take(self, size: int) -> None:
         """Hold ``size`` bytes more; raises ``Refusal`` (503, or 413 where coming again would not help)."""
