@@ -43,7 +43,7 @@ def start_order(order: ClaimOrder) -> dict[str, Any]:
         "reason": order.fields.get("decision_reason", ""),
         "limit": order.limit,
         "gpus": [{"id": gpu.id, "limit": gpu.limit, "level_seq": gpu.level_seq} for gpu in order.gpus],
-        "fields": 2 * len(order.fields),
+        "fields": 2 * len(_start_fields(order)),
         "decision": len(order.decision),
         "grant": len(order.grant),
     }
@@ -54,7 +54,7 @@ def start_order(order: ClaimOrder) -> dict[str, Any]:
 
 def start_words(order: ClaimOrder) -> list[str]:
     """The words behind ``start_order``: fields of the job's hash, of the decision, of the grant."""
-    return [*_flat(order.fields), *order.decision, *order.grant]
+    return [*_flat(_start_fields(order)), *order.decision, *order.grant]
 
 
 def job_order(job: NewJob) -> dict[str, Any]:
@@ -75,6 +75,8 @@ def job_order(job: NewJob) -> dict[str, Any]:
     if job.limits is not None:
         limits = asdict(job.limits)
         order["limits"] = {name: value for name, value in limits.items() if value is not None}
+        if _metered_by(job) is not None:
+            order["metered"] = _metered_by(job)
     return order
 
 
@@ -88,6 +90,11 @@ def verdict_words(job_id: str, code: str, reason: str, decision: Sequence[str]) 
     return [encoded({"id": job_id, "code": code, "reason": reason}), *decision]
 
 
+def _start_fields(order: ClaimOrder) -> Mapping[str, str]:
+    """All but what start.lua says itself: the slot that it takes is the one to be given back."""
+    return {name: value for name, value in order.fields.items() if name != "decision_model"}
+
+
 def _job_fields(job: NewJob) -> dict[str, str]:
     known = {
         "v": "1",
@@ -96,9 +103,20 @@ def _job_fields(job: NewJob) -> dict[str, str]:
         "caller": job.caller or "",
         "boost_ms": str(job.boost_ms),
     }
+    metered = _metered_by(job)
+    if metered is not None:
+        known["metered"] = metered
     if job.attached_to is not None:
         known["attached_to"] = job.attached_to
     return {**job.fields, **known}
+
+
+def _metered_by(job: NewJob) -> str | None:
+    """The API key that counts the jobs that it has, None where none does."""
+    limits = job.limits
+    if limits is None or (limits.in_flight is None and limits.queued is None):
+        return None
+    return limits.key
 
 
 def _flat(fields: Mapping[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ local fields = o.fields
 fields.state = STATE.running
 fields.model = o.model
 fields.registrations = cjson.encode(o.registrations)
-fields.started_ms = int(NOW)
+fields.started_ms = NOW_MS
 hset(name, fields)
 redis.call('PEXPIRE', name, RETENTION_MS)
 for _, registration in ipairs(o.registrations) do

@@ -7,7 +7,7 @@ local state = redis.call('HGET', name, 'state')
 if state ~= STATE.running then return state or 'GONE' end
 local fields = o.fields
 fields.state = o.state
-fields.finished_ms = int(NOW)
+fields.finished_ms = NOW_MS
 hset(name, fields)
 redis.call('PEXPIRE', name, RETENTION_MS)
 for _, registration in ipairs(o.registrations) do
@@ -16,7 +16,7 @@ for _, registration in ipairs(o.registrations) do
 end
 if o.registration and redis.call('HEXISTS', K.models, o.registration) == 1 then
   local learned = o.learned
-  learned.benchmark_ms = int(NOW)
+  learned.benchmark_ms = NOW_MS
   hset(key('model', o.registration), learned)
 end
 return o.state

@@ -10,7 +10,7 @@ if job.state == STATE.queued then
 end
 if job.state ~= STATE.running then return {'ENDED', job.state} end
 if not job.cancel_requested_ms then
-  redis.call('HSET', key('job', id), 'cancel_requested_ms', int(NOW))
+  redis.call('HSET', key('job', id), 'cancel_requested_ms', NOW_MS)
   emit(EVENT.cancel_requested, id, job.state, job.attempt, {'reason', ARGV[2], 'router', job.router})
   wake_routers(EVENT.cancel_requested, id, {})
   if attached_to(job) then tell_holder(EVENT.cancel_requested, id, job, {'error_detail', ARGV[2]}) end

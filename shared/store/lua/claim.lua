@@ -14,9 +14,11 @@ local function claimed(id, attempt, deadline_ms)
 end
 
 local function start(o, job, model, score, at)
-  local fields = started(o, o.id, job, model, at, o.router)
-  if contends(score) then append(fields, {score = exact(score)}) end -- its turn, should it come back
-  redis.call('HSET', key('job', o.id), unpack(fields))
+  local slot_gpus = started(o, o.id, job, model, at)
+  if not contends(score) then score = job.score or job.place or '0' end -- else its turn, should it come back
+  redis.call('HSET', key('job', o.id), 'state', STATE.running, 'attempt', job.attempt, 'decision_model', o.model,
+    'nonce', o.nonce, 'router', o.router, 'slot_gpus', slot_gpus, 'started_ms', NOW_MS, 'score', exact(score),
+    unpack(ARGV, at, at + o.fields - 1))
   redis.call('HDEL', key('job', o.id), 'hold_code', 'hold_reason', 'due_ms')
   dequeue(o.id, job, true)
   local hold = redis.call('HGET', K.holds, job.target)

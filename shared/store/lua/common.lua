@@ -5,6 +5,7 @@ local clock = redis.call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 -- Queue order needs more than ms: equal scores would fall back to the order of random ids.
 local NOW_EXACT = clock[1] * 1000 + clock[2] / 1000
+local NOW_MS = string.format('%.0f', NOW)
 
 local function key(name, part)
   return P[name][1] .. part .. P[name][2]
@@ -46,7 +47,7 @@ local function read(name, fields)
   return map
 end
 
--- What is written as it came follows an order in ARGV as flat words, since Lua's tables cost more than Redis' writes.
+-- What is written as it came follows an order in ARGV as flat words: Lua's tables cost more than Redis' writes.
 local function with_words(list, first, last)
   local size = #list
   for i = first, last do list[size + i - first + 1] = ARGV[i] end
@@ -58,12 +59,13 @@ local function xadd(stream, kind, head, fields)
   local size = #head
   for i = 1, #fields do head[size + i] = fields[i] end
   head[#head + 1] = 'ts_ms'
-  head[#head + 1] = int(NOW)
+  head[#head + 1] = NOW_MS
   return redis.call('XADD', K[stream], 'MAXLEN', '~', KEEP[stream], '*', 'v', '1', 'type', kind, unpack(head))
 end
 
 local function emit(event, id, state, attempt, fields)
-  return xadd('events', event, {'job_id', id, 'state', state, 'attempt', attempt}, fields)
+  return redis.call('XADD', K.events, 'MAXLEN', '~', KEEP.events, '*', 'v', '1', 'type', event, 'job_id', id,
+    'state', state, 'attempt', attempt, 'ts_ms', NOW_MS, unpack(fields))
 end
 
 -- Queue order (docs/adr/0005). A caller's waiting jobs of one target stand in a line by place = submission - boost.
@@ -157,8 +159,8 @@ end
 
 -- `first` to `last`: the decision's words in ARGV.
 local function decide_on(id, target, attempt, request_id, first, last)
-  local head = note_request({'job_id', id, 'target', target, 'attempt', attempt}, request_id)
-  xadd('decisions', 'decision', with_words(head, first, last), {})
+  redis.call('XADD', K.decisions, 'MAXLEN', '~', KEEP.decisions, '*', 'v', '1', 'type', 'decision', 'job_id', id,
+    'target', target, 'attempt', attempt, 'request_id', request_id or '', 'ts_ms', NOW_MS, unpack(ARGV, first, last))
 end
 
 local function note_holder(event_fields, job)
@@ -172,7 +174,7 @@ end
 local function tell_holder(kind, id, job, fields)
   local name = key('grants', job.attached_to)
   redis.call('XADD', name, 'MAXLEN', '~', 10000, '*', 'v', '1', 'type', kind, 'job_id', id,
-    'attempt', int(job.attempt), 'ts_ms', int(NOW), unpack(fields))
+    'attempt', int(job.attempt), 'ts_ms', NOW_MS, unpack(fields))
   redis.call('PEXPIRE', name, GRANTS_KEPT_MS)
 end
 
@@ -197,8 +199,8 @@ local function drain_rate()
 end
 
 local function count_down(name, field)
-  local value = tonumber(redis.call('HGET', name, field) or '0')
-  if value > 0 then redis.call('HINCRBY', name, field, -1) end
+  -- By hand it may have been set to anything.
+  if redis.call('HINCRBY', name, field, -1) < 0 then redis.call('HSET', name, field, 0) end
 end
 
 -- Give back the slot that a running job holds on its model and on each of its GPUs.
@@ -263,7 +265,7 @@ local function end_job(id, job, state, fields, event_fields)
     redis.call('SREM', key('key_running', job.metered), id)
   end
   fields.state = state
-  fields.finished_ms = int(NOW)
+  fields.finished_ms = NOW_MS
   hset(key('job', id), fields)
   redis.call('ZREM', K.live, id)
   redis.call('PEXPIRE', key('job', id), RETENTION_MS)
@@ -318,7 +320,7 @@ local RATE_SPANS_S = {rate_10min = 600, rate_6h = 21600}
 
 local function count_arrival(name, model)
   local since = math.max(0, NOW - (tonumber(model.rate_ms or NOW) or NOW)) / 1000
-  local update = {rate_ms = int(NOW), last_used_ms = int(NOW)}
+  local update = {rate_ms = NOW_MS, last_used_ms = NOW_MS}
   for field, span in pairs(RATE_SPANS_S) do
     local faded = (tonumber(model[field] or '0') or 0) * math.exp(-since / span)
     update[field] = string.format('%.9g', faded + 1 / span)
@@ -336,7 +338,7 @@ local OPEN_MOST_MS = 300000
 
 local function decayed_failures(model)
   local ema = tonumber(model.failure_ema or '0')
-  local age = NOW - tonumber(model.failure_ema_ms or int(NOW))
+  local age = NOW - tonumber(model.failure_ema_ms or NOW_MS)
   return ema * 2 ^ (-age / FAILURE_HALF_LIFE_MS)
 end
 
@@ -359,10 +361,10 @@ local function model_succeeded(name, learned)
   local update = {
     failures_in_row = '0',
     failure_ema = string.format('%.6g', decayed_failures(model) * (1 - FAILURE_WEIGHT)),
-    failure_ema_ms = int(NOW),
+    failure_ema_ms = NOW_MS,
     outcomes = string.sub((model.outcomes or '') .. '1', -OUTCOME_WINDOW),
     samples = int(samples + 1),
-    last_used_ms = int(NOW),
+    last_used_ms = NOW_MS,
   }
   if model.breaker_open_until_ms then
     redis.call('HDEL', key('model', name), 'breaker_open_until_ms', 'breaker_opens')
@@ -383,7 +385,7 @@ local function model_failed(name, detail, open_now)
     failure_count = int(tonumber(model.failure_count or '0') + 1),
     failures_in_row = int(in_row),
     failure_ema = string.format('%.6g', ema + (1 - ema) * FAILURE_WEIGHT),
-    failure_ema_ms = int(NOW),
+    failure_ema_ms = NOW_MS,
     outcomes = outcomes,
     last_error = detail,
   }

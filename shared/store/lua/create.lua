@@ -1,7 +1,7 @@
 -- Included by submit and admit: write one accepted job. `o` has id, target, caller, priority, request_id, boost_ms,
--- deadline_in_ms, attached_to, limits (of the API key that it came with, see limits.lua) and `fields`: how many words
--- of the job's hash stand in ARGV from `JOB_WORDS` on; `body` is the request as the backend will get it. That of an
--- attached job stays in its api. `start`: see submit.lua.
+-- deadline_in_ms, attached_to, limits (of the API key that it came with, see limits.lua), metered (that key, if it counts
+-- its jobs) and `fields`: how many words of the job's hash stand in ARGV from `JOB_WORDS` on; `body` is the request as
+-- the backend will get it. That of an attached job stays in its api. `start`: see submit.lua.
 local JOB_WORDS = 3
 
 -- Redis keeps what a script wrote before an error: whatever could fail below is looked at first, but for what has been
@@ -21,34 +21,30 @@ local function check_writable(o, start)
   end
 end
 
--- The key whose sets count this job, nil if none do.
-local function metered_by(o)
-  return o.limits and (o.limits.in_flight or o.limits.queued) and o.limits.key or nil
-end
-
--- `start`: what is called instead of queueing a job that starts at once; it answers with more fields. Returns the id of
--- the job's first event and when its deadline is.
+-- `start`: what is called for a job that starts at once, instead of queueing it; it writes the job's hash.
+-- Returns the id of the job's first event and when its deadline is.
 local function create_job(o, body, start)
   local place = exact(NOW_EXACT - o.boost_ms)
   local deadline = int(NOW + o.deadline_in_ms)
-  local metered = metered_by(o)
   if attached_to(o) then
     redis.call('SADD', K.attached, o.attached_to)
     redis.call('SADD', key('held_by', o.attached_to), o.id)
   else
     redis.call('SET', key('request', o.id), body)
   end
-  if metered then redis.call('SADD', key('key_live', metered), o.id) end
+  if is_metered(o) then redis.call('SADD', key('key_live', o.metered), o.id) end
   redis.call('ZADD', K.live, deadline, o.id)
   if not start then enqueue(o.id, {target = o.target, caller = o.caller, score = place}) end
   redis.call('ZADD', K.index, exact(NOW_EXACT), o.id)
   redis.call('ZREMRANGEBYRANK', K.index, 0, -(KEEP.index + 1))
   local event = emit(EVENT.queued, o.id, STATE.queued, 0,
     note_request({'target', o.target, 'priority', o.priority, 'deadline_ms', deadline}, o.request_id))
-  local fields = with_words({}, JOB_WORDS, JOB_WORDS + o.fields - 1)
-  append(fields, {state = STATE.queued, place = place, score = place, submitted_ms = int(NOW), deadline_ms = deadline,
-    attempt = '0', tries = '0', queued_event = event, metered = metered})
-  if start then fields = start(fields) end
-  redis.call('HSET', key('job', o.id), unpack(fields))
+  if start then
+    start(place, deadline, event)
+  else
+    redis.call('HSET', key('job', o.id), 'state', STATE.queued, 'attempt', '0', 'tries', '0', 'place', place,
+      'score', place, 'submitted_ms', NOW_MS, 'deadline_ms', deadline, 'queued_event', event,
+      unpack(ARGV, JOB_WORDS, JOB_WORDS + o.fields - 1))
+  end
   return event, deadline
 end

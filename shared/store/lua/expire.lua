@@ -18,7 +18,7 @@ end
 
 repeat
   -- Running ones stay in the list: step over them, so that they don't shield the waiting ones behind them.
-  local late = redis.call('ZRANGE', K.live, '-inf', int(NOW), 'BYSCORE', 'LIMIT', running, limit - #ended)
+  local late = redis.call('ZRANGE', K.live, '-inf', NOW_MS, 'BYSCORE', 'LIMIT', running, limit - #ended)
   for _, id in ipairs(late) do end_if_due(id) end
 until #late == 0 or #ended >= limit
 return ended

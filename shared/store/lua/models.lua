@@ -31,7 +31,7 @@ local function put_model(name, raw)
     forget_learned(name)
     redis.call('PERSIST', key('model', name))
     -- From here on its first probe is waited for.
-    redis.call('HSET', key('model', name), 'registered_ms', int(NOW))
+    redis.call('HSET', key('model', name), 'registered_ms', NOW_MS)
   end
   redis.call('HSET', K.models, name, raw)
   xadd('control', 'model.registered', {'model', name}, {'registration', raw})
@@ -41,7 +41,7 @@ end
 local function remove_model(name, source)
   redis.call('HDEL', K.models, name)
   forget_learned(name)
-  redis.call('HSET', key('model', name), 'removed_ms', int(NOW))
+  redis.call('HSET', key('model', name), 'removed_ms', NOW_MS)
   redis.call('PEXPIRE', key('model', name), RETENTION_MS)
   xadd('control', 'model.removed', {'model', name}, {'source', source})
 end

@@ -1,5 +1,5 @@
 -- Move delayed jobs that are due back into their queues. ARGV limit. Returns {moved ids, ms until the next one}.
-local due = redis.call('ZRANGE', K.delayed, '-inf', int(NOW), 'BYSCORE', 'LIMIT', 0, ARGV[1])
+local due = redis.call('ZRANGE', K.delayed, '-inf', NOW_MS, 'BYSCORE', 'LIMIT', 0, ARGV[1])
 for _, id in ipairs(due) do
   redis.call('ZREM', K.delayed, id)
   local job = load_job(id)

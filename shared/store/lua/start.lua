@@ -42,9 +42,9 @@ local function take_slot(o)
   return table.concat(names, ',')
 end
 
--- Take the slot and the lease, tell of it, and answer with the flat fields of a job that starts now. `job` has attempt,
--- metered, target and request_id; `at` is where the order's words begin; `router` runs it, '' if none has it yet.
-local function started(o, id, job, model, at, router)
+-- Take the slot and the lease and tell of it; the GPUs whose slots were taken, as they stand in the job. `job` has attempt
+-- (the one before), metered, target and request_id; `at` is where the order's words begin in ARGV.
+local function started(o, id, job, model, at)
   local slot_gpus = take_slot(o)
   job.attempt = job.attempt + 1
   -- A retry is no new demand.
@@ -58,7 +58,5 @@ local function started(o, id, job, model, at, router)
     note_request({'model', o.model, 'backend', o.backend or '', 'gpu', slot_gpus, 'router', o.router, 'reason', o.reason},
       job.request_id))
   decide_on(id, job.target, job.attempt, job.request_id, at + o.fields, at + o.fields + o.decision - 1)
-  -- Behind the words: the slot taken above is the one to be given back.
-  return append(with_words({}, at, at + o.fields - 1), {state = STATE.running, attempt = int(job.attempt),
-    decision_model = o.model, nonce = o.nonce, router = router, slot_gpus = slot_gpus, started_ms = int(NOW)})
+  return slot_gpus
 end

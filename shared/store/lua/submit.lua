@@ -61,29 +61,32 @@ local function starter()
   if not attached_to(o) and not a_router_lives() then return nil end
   local model = load_model(s.model)
   if in_the_way(s, model) then return nil end
-  return function(fields)
-    local job = {attempt = 0, metered = metered_by(o), target = o.target, request_id = o.request_id}
-    local more = started(s, o.id, job, model, JOB_WORDS + o.fields, attached_to(o) and s.router or '')
-    for i = 1, #more do fields[#fields + 1] = more[i] end
-    return fields
+  return function(place, deadline, event)
+    local job = {attempt = 0, metered = o.metered, target = o.target, request_id = o.request_id}
+    local slot_gpus = started(s, o.id, job, model, JOB_WORDS + o.fields)
+    -- The words of the decision's fields follow those of the job's.
+    redis.call('HSET', key('job', o.id), 'state', STATE.running, 'attempt', '1', 'tries', '0', 'place', place,
+      'score', place, 'submitted_ms', NOW_MS, 'started_ms', NOW_MS, 'deadline_ms', deadline, 'queued_event', event,
+      'decision_model', s.model, 'nonce', s.nonce, 'router', attached_to(o) and s.router or '', 'slot_gpus', slot_gpus,
+      unpack(ARGV, JOB_WORDS, JOB_WORDS + o.fields + s.fields - 1))
   end
 end
 
-if redis.call('EXISTS', key('job', o.id)) == 1 then return {known_as(), o.id, '0', int(NOW)} end
+if redis.call('EXISTS', key('job', o.id)) == 1 then return {known_as(), o.id, '0', NOW_MS} end
 -- A Redis that stood still reads what its clients have given up on: they were told that it was not accepted.
-if NOW > o.not_after_ms then return {'LATE', '', '0', int(NOW)} end
+if NOW > o.not_after_ms then return {'LATE', '', '0', NOW_MS} end
 if o.idempotency then
   local known = redis.call('GET', key('idempotency', o.idempotency))
   if known then
     local id, digest = string.match(known, '^(%S+) (%S*)$')
     if redis.call('EXISTS', key('job', id)) == 1 then
-      return {digest == o.digest and 'DUPLICATE' or 'MISMATCH', id, '0', int(NOW)}
+      return {digest == o.digest and 'DUPLICATE' or 'MISMATCH', id, '0', NOW_MS}
     end
   end
 end
-if queued_count() >= o.bound then return {'FULL', '', tostring(drain_rate()), int(NOW)} end
+if queued_count() >= o.bound then return {'FULL', '', tostring(drain_rate()), NOW_MS} end
 local limit, wait_ms = reached_limit(o.limits)
-if limit then return {'LIMITED', '', tostring(drain_rate()), int(NOW), limit, wait_ms} end
+if limit then return {'LIMITED', '', tostring(drain_rate()), NOW_MS, limit, wait_ms} end
 
 local start = starter()
 check_writable(o, start)
@@ -92,7 +95,7 @@ count_minute(o.limits, o.id)
 if o.idempotency then
   redis.call('SET', key('idempotency', o.idempotency), o.id .. ' ' .. o.digest, 'PX', RETENTION_MS)
 end
-local entry = {'v', '1', 'type', 'job.request', 'job_id', o.id, 'target', o.target, 'ts_ms', int(NOW)}
+local entry = {'v', '1', 'type', 'job.request', 'job_id', o.id, 'target', o.target, 'ts_ms', NOW_MS}
 note_request(entry, o.request_id)
 if start and attached_to(o) then
   add_read_request(append(entry, {state = STATE.running}))
@@ -106,6 +109,6 @@ else
   end
   redis.call('XADD', K.requests, '*', unpack(entry))
 end
-if start or attached_to(o) then return {start and 'STARTED' or 'ACCEPTED', o.id, '0', int(NOW)} end
+if start or attached_to(o) then return {start and 'STARTED' or 'ACCEPTED', o.id, '0', NOW_MS} end
 local rank = redis.call('ZRANK', key('ready', o.target), o.id)
-return {'ACCEPTED', o.id, '0', int(NOW), rank, redis.call('HGET', K.holds, o.target) or ''}
+return {'ACCEPTED', o.id, '0', NOW_MS, rank, redis.call('HGET', K.holds, o.target) or ''}

@@ -27,8 +27,8 @@ end
 -- Only since then, lest looks that are always late put it off for ever.
 local last = tonumber(redis.call('HGET', K.swept, 'last_ms') or '')
 if last and NOW - last > SWEEPS_STOOD_STILL_MS then
-  for _, id in ipairs(redis.call('ZRANGE', K.leases, '(' .. int(last), int(NOW), 'BYSCORE')) do
-    redis.call('ZADD', K.leases, int(NOW), id)
+  for _, id in ipairs(redis.call('ZRANGE', K.leases, '(' .. int(last), NOW_MS, 'BYSCORE')) do
+    redis.call('ZADD', K.leases, NOW_MS, id)
   end
 end
 
@@ -76,5 +76,5 @@ if NOW >= amnesty_until then
     if #swept < limit and not holder_alive(holder) then end_jobs_of(holder) end
   end
 end
-redis.call('HSET', K.swept, 'last_ms', int(NOW))
+redis.call('HSET', K.swept, 'last_ms', NOW_MS)
 return swept

@@ -71,4 +71,4 @@ for _, id in ipairs(redis.call('SMEMBERS', K.gpus)) do
   gpus[#gpus + 1] = {id, redis.call('HGETALL', key('gpu', id)), redis.call('HGETALL', key('gpu_level', id)),
     redis.call('HGET', key('placement', id), 'in_flight') or '0'}
 end
-return {int(NOW), targets, models, gpus}
+return {NOW_MS, targets, models, gpus}
