@@ -30,7 +30,7 @@ class ApiSettings(Section):
     max_wait_s: Seconds = Field(300.0, description="Longest `wait` that a call may ask for.")
     fast_path: bool = Field(
         True,
-        description="Start an OpenAI-compatible request here where nobody waits; else the routers decide.",
+        description="Decide in the api on what comes in while nobody waits; else the routers decide on it.",
     )
     insecure: bool = Field(
         False,
