@@ -8,7 +8,7 @@ from contextlib import suppress
 from errno import ENOSPC
 from io import FileIO
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, TextIO
 
 from shared.log_lines import Entry, entry_of, without_secrets
@@ -81,7 +81,8 @@ class Lines:
         self._kept = kept
         self._file = file
         self._file_fails = False
-        self._turn = Lock()
+        # Of threads. In one and the same, the collector may log of what it finds while a line is written.
+        self._turn = RLock()
 
     def write(self, message: Message) -> None:
         """Write what loguru hands over."""

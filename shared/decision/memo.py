@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 Memo = dict[Hashable, object]
 _Found = TypeVar("_Found")
@@ -15,10 +15,11 @@ _LASTING = "lasting"
 
 def once(memo: Memo, name: Hashable, make: Callable[[], _Found]) -> _Found:
     """What ``make`` answers, called the first time only; None is an answer too."""
-    found = memo.get(name, _NOTHING)
-    if found is _NOTHING:
-        found = memo[name] = make()
-    return cast(_Found, found)
+    known: Any = memo.get(name, _NOTHING)
+    if known is not _NOTHING:
+        return known  # type: ignore[no-any-return]
+    made = memo[name] = make()
+    return made
 
 
 def lasting(memo: Memo) -> Memo:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from shared.log_lines import text_line
+from shared.log_lines import Entry, text_line
 from shared.log_sink import BoundedFile, Lines
 
 _MOST_BYTES = 8_000_000
@@ -97,3 +97,28 @@ def test_neither_a_closed_stream_nor_an_unwritable_value_reaches_whoever_logs() 
 
     assert "WARNING api a line can't be made of what was logged: RuntimeError" in shown
     assert "hunter2" not in shown
+
+
+class _Talkative(io.StringIO):
+    """Logs while it is written, as what the garbage collector finds may."""
+
+    said = False
+
+    def write(self, text: str) -> int:
+        if not self.said:
+            self.said = True
+            self.lines.put(Entry("now", "INFO", "api", None, "found meanwhile", {}))
+        return super().write(text)
+
+    lines: Lines
+
+
+def test_a_line_that_is_logged_while_another_is_written_holds_nothing_up() -> None:
+    stream = _Talkative()
+    stream.lines = Lines(stream, text_line, text_line, None)
+    stream.lines.put(Entry("now", "INFO", "api", "dispatch", None, {"job": "7"}))
+
+    assert sorted(stream.getvalue().splitlines()) == [
+        "now INFO    api event=dispatch job=7",
+        "now INFO    api found meanwhile",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -104,18 +105,21 @@ class Patience:
         self._headers = headers
         self._streaming = streaming
         self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(self.EVERY_S, self._begin)
+        self._begins_at = time.monotonic() + self.EVERY_S
+
+    def attend(self, now: float) -> None:
+        """Begin if it is time (``now``: monotonic)."""
+        if now >= self._begins_at:
+            self._begins_at = math.inf
+            self._task = asyncio.get_running_loop().create_task(self._keep())
 
     async def stop(self) -> None:
         """The answer is there: nothing is said any more once this returns."""
-        self._timer.cancel()
+        self._begins_at = math.inf
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait({task})
-
-    def _begin(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._keep())
 
     async def _keep(self) -> None:
         while True:

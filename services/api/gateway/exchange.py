@@ -71,10 +71,12 @@ class Exchange:
             self._cut = cut
             self._limit.reschedule(asyncio.get_running_loop().time())
 
-    def watch(self) -> None:
-        """From now on, notice when its client leaves; may be said again."""
+    def attend(self, now: float) -> None:
+        """See to a client that leaves or waits for long; to be called every moment (``now``: monotonic)."""
         if self._watcher is None:
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        if self._patience is not None:
+            self._patience.attend(now)
 
     async def run(self) -> None:
         """Until the client has its answer and the job's end is recorded."""

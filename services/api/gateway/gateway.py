@@ -37,7 +37,7 @@ from shared.store.jobs import JobStore
 GRACE_S = 2.0
 """For answers that are being sent when the api stops: a second less than the server gives them."""
 _LOOK_S = 1.0
-_WATCH_EVERY_S = 0.25
+_ATTEND_EVERY_S = 0.25
 """At the latest after this it is noticed that a client has left."""
 
 
@@ -124,7 +124,7 @@ class Gateway:
             group.create_task(leases.run())
             group.create_task(fast.pictures.run())
             group.create_task(self._look_for_stalled())
-            group.create_task(self._watch())
+            group.create_task(self._attend())
 
     def stop(self) -> None:
         """Take nothing more: what waits is refused now, what runs has ``GRACE_S`` to end."""
@@ -210,12 +210,13 @@ class Gateway:
                 if since is not None and since < before:
                     exchange.cut(Cut.STALLED)
 
-    async def _watch(self) -> None:
-        # Not from their beginning: most are answered in less, and to watch one costs a task.
+    async def _attend(self) -> None:
+        # Not from their beginning: most are answered in less, and to attend to one costs a task and a timer.
         while True:
-            await asyncio.sleep(_WATCH_EVERY_S)
+            await asyncio.sleep(_ATTEND_EVERY_S)
+            now = time.monotonic()
             for exchange in self._exchanges:
-                exchange.watch()
+                exchange.attend(now)
 
     def _cut_all(self) -> None:
         for exchange in list(self._exchanges):
