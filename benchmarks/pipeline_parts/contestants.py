@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,11 @@ class _DramatiqLedger:
         return None
 
 
-def _ours(place: Place) -> Running:
+def _ours(place: Place, backend: str) -> Running:
     directory = place.bench.directory / f"us-{time.monotonic_ns()}"
     directory.mkdir()
-    port, environ = configured(directory, place.redis.url, [registration("stub", place.bench.stub_port)])
+    models = [registration("stub", place.bench.stub_port, backend)]
+    port, environ = configured(directory, place.redis.url, models)
 
     def start(name: str) -> ChildProcess:
         return start_service(place.bench, name.partition("-")[0], f"{directory.name}-{name}", environ)
@@ -191,13 +193,14 @@ def _version(package: str) -> str:
     raise KeyError(package)
 
 
+_OUR_PROMISE = (
+    "job, request and queue entry written before the 202; a lease of 30 s, renewed; 3 tries; exactly one "
+    "recorded end; decision and result kept 24 h"
+)
+
 CONTESTANTS: Mapping[str, Contestant] = {
-    "us": Contestant(
-        "us",
-        _ours,
-        "job, request and queue entry written before the 202; a lease of 30 s, renewed; 3 tries; exactly one "
-        "recorded end; decision and result kept 24 h",
-    ),
+    "us": Contestant("us (llama_cpp)", partial(_ours, backend="llama_cpp"), _OUR_PROMISE),
+    "us-vllm": Contestant("us (vllm)", partial(_ours, backend="vllm"), _OUR_PROMISE),
     "streaq": Contestant(
         _version("streaq"),
         _peer("streaq", ["streaq", "run", f"{_APPS}.on_streaq:worker"], _StreaqLedger),

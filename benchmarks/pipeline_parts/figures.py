@@ -36,6 +36,10 @@ def p99(run: Run) -> float | None:
     return run.way_p99
 
 
+OURS = ("us", "us-vllm")
+"""Our stack with the backend registered as a llama.cpp (a connection a job), and as a vLLM (kept ones)."""
+
+
 @dataclass(frozen=True)
 class IdleCost:
     """What one service costs while nothing happens: share of a core, resident MB."""
@@ -75,7 +79,7 @@ class Results:
 
     def peers(self, cell: Cell, value: Value) -> dict[str, float]:
         """The figures of all others."""
-        found = {name: self.figure(cell, name, value) for name in self.labels if name != "us"}
+        found = {name: self.figure(cell, name, value) for name in self.labels if name not in OURS}
         return {name: figure for name, figure in found.items() if figure is not None}
 
     @property
@@ -87,18 +91,18 @@ class Results:
         return (statistics.median(found), max(found)) if found else (0.0, 0.0)
 
 
-def aims(results: Results) -> list[Aim]:
-    """What the project set itself for the way of a job."""
+def aims(results: Results, us: str = OURS[0]) -> list[Aim]:
+    """What the project set itself for the way of a job; ``us``: as which of ``OURS``."""
     found = []
     for workers in (1, 2):
-        ours = results.figure(("many", workers), "us", rate)
+        ours = results.figure(("many", workers), us, rate)
         text = f"jobs/s at 32 with {workers} at least {JOBS_PER_S:g}"
         found.append(Aim(text, _shown(ours), None if ours is None else ours >= JOBS_PER_S))
-        found.append(_most(results, ("many", workers), workers))
-        found += [_least(results, (name, workers), shown) for name, shown in _IN_FLIGHT.items()]
+        found.append(_most(results, us, ("many", workers)))
+        found += [_least(results, us, (name, workers), shown) for name, shown in _IN_FLIGHT.items()]
     for name in ("alone", "one"):
         for value, limit, which in ((p50, P50_MS, "p50"), (p99, P99_MS, "p99")):
-            ours = results.figure((name, 1), "us", value)
+            ours = results.figure((name, 1), us, value)
             text = f"POST to backend {which} {_IN_FLIGHT[name]} at most {limit:g} ms"
             found.append(Aim(text, _shown(ours, " ms"), None if ours is None else ours <= limit))
     return found
@@ -107,17 +111,17 @@ def aims(results: Results) -> list[Aim]:
 _IN_FLIGHT = {"alone": "at 1, rested", "one": "at 1", "many": "at 32"}
 
 
-def _most(results: Results, cell: Cell, workers: int) -> Aim:
-    ours, theirs = results.figure(cell, "us", rate), results.peers(cell, rate)
+def _most(results: Results, us: str, cell: Cell) -> Aim:
+    ours, theirs = results.figure(cell, us, rate), results.peers(cell, rate)
     best = max(theirs, key=lambda name: theirs[name], default=None)
     times = ratio(ours, theirs[best]) if best is not None else None
-    text = f"jobs/s at 32 with {workers} at least the fastest peer's"
+    text = f"jobs/s at 32 with {cell[1]} at least the fastest peer's"
     shown = "-" if times is None or best is None else f"{times:.2f} x {results.labels[best]}"
     return Aim(text, shown, None if times is None else times >= 1)
 
 
-def _least(results: Results, cell: Cell, shown: str) -> Aim:
-    ours, theirs = results.figure(cell, "us", p99), results.peers(cell, p99)
+def _least(results: Results, us: str, cell: Cell, shown: str) -> Aim:
+    ours, theirs = results.figure(cell, us, p99), results.peers(cell, p99)
     best = min(theirs, key=lambda name: theirs[name], default=None)
     times = ratio(ours, theirs[best]) if best is not None else None
     said = "-" if times is None or best is None else f"{times:.2f} x {results.labels[best]}"

@@ -20,7 +20,7 @@ from benchmarks.gateway_parts.load import build
 from benchmarks.gateway_parts.processes import free_ports
 from benchmarks.pipeline import SOURCES
 from benchmarks.pipeline_parts.contestants import CONTESTANTS, REQUIREMENTS
-from benchmarks.pipeline_parts.figures import Results, aims
+from benchmarks.pipeline_parts.figures import OURS, Results, aims
 from benchmarks.pipeline_parts.measures import QUICK, Run, Sample
 from shared.process import ChildProcess
 from tests.kit.fake_nvml import require_compiler
@@ -61,7 +61,7 @@ def test_peers_are_those_whose_versions_are_pinned() -> None:
     pinned = [line for line in REQUIREMENTS.read_text().splitlines() if not line.startswith("#")]
     assert pinned
     assert all(line.count("==") == 1 for line in pinned)
-    labels = [contestant.label.replace(" ", "==") for name, contestant in CONTESTANTS.items() if name != "us"]
+    labels = [one.label.replace(" ", "==") for name, one in CONTESTANTS.items() if name not in OURS]
     assert labels
     assert set(labels) <= set(pinned)
 
