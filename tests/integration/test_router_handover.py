@@ -136,6 +136,21 @@ async def test_an_api_hands_over_what_it_decides_on(store: Store) -> None:
     assert [(one["router"], one["model"]) for _, one in decisions] == [(API, MODEL)]
 
 
+async def test_what_it_handed_over_counts_in_its_next_decision(store: Store) -> None:
+    await _routers(store)
+    names = (MODEL, "beta")
+    await store.fleet.register(
+        [
+            Registration(name=name, port=port, vram_gb=2.0, slots=4, agent_types=("Chat",))
+            for port, name in enumerate(names, 1001)
+        ]
+    )
+    fast = FastPath(store.jobs, store.fleet, Settings(), lambda: API)
+    starts = [(await fast.submit(new_job(f"j{number}"), bound=BOUND))[1] for number in range(4)]
+
+    assert sorted(start.model.name for start in starts if start is not None) == [MODEL, MODEL, "beta", "beta"]
+
+
 async def test_without_a_router_it_waits(store: Store) -> None:
     await _routers(store, swept_ago_ms=60_000)
     submitted = await store.jobs.submit(new_job(), bound=BOUND, start=_start())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,21 +67,31 @@ class FastPath:
         submit = partial(self._jobs.submit, job, bound=bound, idempotency=idempotency, digest=digest)
         if start is None:
             return await submit(), None
-        # While it is under way it counts in the decisions of others.
-        picture = self.pictures.took(start.model.name)
-        started = False
-        try:
-            submitted = await submit(start=start.order)
-            started = submitted.outcome is SubmitOutcome.STARTED
-        finally:
-            # When a router ends it nobody tells us: it counts until the next picture, which shows it.
-            if picture is not None and not (started and job.attached_to is None):
-                picture.count(start.model.name, -1)
-        if started:
+        submitted = await self._counted(start, job, partial(submit, start=start.order))
+        if submitted.outcome is SubmitOutcome.STARTED:
             return submitted, start
         if submitted.outcome is SubmitOutcome.ACCEPTED:
             self.pictures.refused()
         return submitted, None
+
+    async def _counted(
+        self, start: Start, job: NewJob, submit: Callable[[], Awaitable[Submitted]]
+    ) -> Submitted:
+        """While it is under way it counts in the decisions on others.
+
+        One that a router runs does so until the next picture, which shows it: nobody tells us of its end. But
+        not where there was no choice: how many a model may have at once Redis sees to.
+        """
+        if job.attached_to is None and len(start.decision.parts) <= 1:
+            return await submit()
+        picture, stays = self.pictures.took(start.model.name), False
+        try:
+            submitted = await submit()
+            stays = submitted.outcome is SubmitOutcome.STARTED and job.attached_to is None
+        finally:
+            if picture is not None and not stays:
+                picture.count(start.model.name, -1)
+        return submitted
 
     async def _decide(self, job: NewJob) -> Start | None:
         if not self._settings.api.fast_path or self.pictures.rest:
