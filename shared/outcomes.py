@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
 
@@ -17,6 +16,7 @@ from shared.backends.errors import (
     UnknownModel,
 )
 from shared.config import RouterSettings
+from shared.json_text import as_it_is
 from shared.store.records import FailKind, Failure, ModelFailure
 
 _SATURATED_LEAST_S = 0.25
@@ -75,15 +75,14 @@ def backoff_s(tries: int, settings: RouterSettings) -> float:
 
 def result_of(completion: Completion) -> str:
     """The stored result, as GET answers it."""
-    return json.dumps(
+    return as_it_is(
         {
             "text": completion.text,
             "finish_reason": completion.finish_reason,
             "usage": completion.usage,
             "response": completion.response,
             "truncated": completion.truncated,
-        },
-        ensure_ascii=False,
+        }
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from shared.backends.http import HttpClient
 from shared.backends.request import headers, root_url
 from shared.backends.response import Response
 from shared.backends.sse import SseParser
+from shared.json_text import compact
 from shared.masking import without_our_secrets
 from shared.states import BackendType
 
@@ -134,7 +134,7 @@ async def _open_stream(http: HttpClient, call: CompletionCall) -> Response:
     """The backend's accepted answer (status 200, an event stream); any other raises a ``BackendError``."""
     response = await http.post(
         call.url,
-        json.dumps(call.payload, separators=(",", ":")).encode(),
+        compact(call.payload).encode(),
         headers(call.api_key, call.request_id),
         connect_timeout_s=call.connect_timeout_s,
         idle_timeout_s=call.idle_timeout_s,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -11,11 +10,11 @@ from json.encoder import encode_basestring_ascii as _quoted
 from shared.decision.memo import lasting, once
 from shared.decision.recording import record
 from shared.decision.snapshot import Decision, Gpu, Model, Part, Request, Snapshot
+from shared.json_text import as_it_is
 from shared.states import Action
 from shared.store.grants import Grant
 from shared.store.records import ClaimOrder, GpuClaim
 
-_JSON = json.JSONEncoder(ensure_ascii=False).encode
 FIRST_LEASE_S = 3.0
 """For whoever is told to run a job to accept it (architecture, "The OpenAI path")."""
 
@@ -115,7 +114,7 @@ def decision_line(router: str, decision: Decision, snapshot: Snapshot, request: 
         "max_tokens": str(request.max_tokens),
         "min_context_tokens": str(request.min_context_tokens),
         "scores": _scores(decision.parts),
-        "left_out": _JSON(left_out) if left_out else "{}",
+        "left_out": as_it_is(left_out) if left_out else "{}",
     }
     inputs = record(snapshot, request)
     if inputs is not None:

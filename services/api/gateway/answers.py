@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -18,6 +17,7 @@ from shared.backends.http import HttpClient
 from shared.backends.relay import RelayedCall, open_call
 from shared.backends.response import Response
 from shared.config import Settings
+from shared.json_text import compact
 from shared.request_ids import at_backend
 from shared.states import BackendType
 from shared.store.grants import Grant
@@ -103,7 +103,7 @@ class Answer:
             response = completion.response
             if response.get("model") == self.grant.upstream_name:
                 response["model"] = self.public_name
-            body = json.dumps(response, separators=(",", ":")).encode()
+            body = compact(response).encode()
             await self.client.whole(200, body, [_JSON, *await self.ready(ended)])
 
         return await complete(self.http, call, on_answer=answer)
