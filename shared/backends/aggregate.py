@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
+from pydantic_core import from_json
 
 from shared.backends.errors import Broken, from_error_object
 from shared.backends.sse import SseEvent
@@ -63,10 +64,9 @@ class Aggregate:
         Raises the ``BackendError`` that an error object in the stream stands for, and ``Broken`` for what is
         no chunk at all.
         """
-        if event.data.strip() == DONE:
-            self.done = True
-            return False
-        if not event.data.strip():
+        said = event.data.strip()
+        if not said or said == DONE:
+            self.done |= bool(said)
             return False
         chunk = _parse(event)
         if chunk is None:
@@ -138,19 +138,25 @@ class Aggregate:
 
     def _add_choice(self, item: Object, size: int) -> bool:
         index = item.get("index")
-        choice = self._choices.setdefault(index if isinstance(index, int) else 0, _Choice())
+        number = index if isinstance(index, int) else 0
+        choice = self._choices.get(number)
+        if choice is None:
+            choice = self._choices[number] = _Choice()
         reason = item.get("finish_reason")
         if isinstance(reason, str) and reason:
             choice.finish_reason = reason
-        self._add_logprobs(choice, _object(item.get("logprobs")), size)
+        if item.get("logprobs"):
+            self._add_logprobs(choice, _object(item["logprobs"]), size)
         if not self.chat:
             return self._add_text(choice, "text", item.get("text"))
         delta = _object(item.get("delta"))
         carried = False
         for name in _CHAT_TEXTS:
-            carried |= self._add_text(choice, name, delta.get(name))
-        for call in _objects(delta.get("tool_calls")):
-            carried |= self._add_tool_call(choice, call)
+            if name in delta:
+                carried |= self._add_text(choice, name, delta[name])
+        if "tool_calls" in delta:
+            for call in _objects(delta["tool_calls"]):
+                carried |= self._add_tool_call(choice, call)
         return carried
 
     def _add_text(self, choice: _Choice, name: str, piece: JsonValue) -> bool:
@@ -182,6 +188,9 @@ class Aggregate:
                 held.extend(values)
 
     def _fit(self, piece: str) -> str:
+        if piece.isascii() and len(piece) <= self._room:
+            self._room -= len(piece)
+            return piece
         raw = piece.encode(errors="replace")  # a lone surrogate could not be stored as UTF-8 later
         room = max(0, self._room)
         self._charge(len(raw))
@@ -195,10 +204,7 @@ class Aggregate:
 
 
 def _parse(event: SseEvent) -> Object | None:
-    try:
-        chunk = json.loads(event.data)
-    except (ValueError, RecursionError):  # the second for one that nests too deep
-        raise Broken(f"an event of the stream is not JSON: {event.data}") from None
+    chunk = _json(event.data)
     if chunk is None:
         return None  # llama.cpp begins the stream of a list of prompts so
     if not isinstance(chunk, dict):
@@ -208,6 +214,18 @@ def _parse(event: SseEvent) -> Object | None:
     if chunk.get("error"):
         raise from_error_object(chunk["error"])
     return chunk
+
+
+def _json(text: str) -> JsonValue:
+    try:
+        found: JsonValue = from_json(text)
+    except ValueError:
+        # Half of a surrogate pair, at least, is JSON to Python: a backend may cut an emoji in two.
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):  # the second for one that nests too deep
+            raise Broken(f"an event of the stream is not JSON: {text}") from None
+    return found
 
 
 def _object(value: JsonValue) -> Object:

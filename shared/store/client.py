@@ -101,16 +101,25 @@ async def translating(redis: Redis) -> AsyncIterator[None]:
         yield
         if task is not None and task.cancelling() > cancellations:
             raise asyncio.CancelledError
-    except ReadOnlyError as error:
+    except REDIS_ERRORS as error:
+        raise await translated(redis, error) from error
+
+
+REDIS_ERRORS = (ReadOnlyError, *_TRANSIENT, ResponseError)
+"""What ``translated`` is for."""
+
+
+async def translated(redis: Redis, error: Exception) -> Exception:
+    """``StoreUnavailable`` for an error that only says that Redis can't be used now; any other as it is."""
+    if isinstance(error, ReadOnlyError):
         # After a failover idle connections still lead to the demoted node.
         await redis.connection_pool.disconnect(inuse_connections=False)
-        raise StoreUnavailable(str(error)) from error
-    except _TRANSIENT as error:
-        raise StoreUnavailable(str(error) or type(error).__name__) from error
-    except ResponseError as error:
-        if str(error).startswith(_TRANSIENT_PREFIXES):
-            raise StoreUnavailable(str(error)) from error
-        raise
+        return StoreUnavailable(str(error))
+    if isinstance(error, _TRANSIENT):
+        return StoreUnavailable(str(error) or type(error).__name__)
+    if str(error).startswith(_TRANSIENT_PREFIXES):
+        return StoreUnavailable(str(error))
+    return error
 
 
 async def check_server(redis: Redis) -> list[str]:

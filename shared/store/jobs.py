@@ -15,7 +15,7 @@ from shared.config import HistorySettings
 from shared.errors import StoreUnavailable
 from shared.keys import ROUTER_GROUP, Keys
 from shared.states import FINAL_STATES
-from shared.store.client import translating
+from shared.store.client import REDIS_ERRORS, translated
 from shared.store.job_reads import JobReads, is_id
 from shared.store.orders import (
     claim_words,
@@ -237,8 +237,10 @@ class JobStore(JobReads):
         return outcome, reply[2] if outcome is AdmitOutcome.DEAD else reply[1]
 
     async def _run(self, name: str, *args: str | bytes | int) -> Any:
-        async with translating(self._redis):
+        try:
             return await self._scripts.run(name, *args)
+        except REDIS_ERRORS as error:
+            raise await translated(self._redis, error) from error
 
 
 def raw_fields(fields: Mapping[str, str]) -> str:

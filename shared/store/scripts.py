@@ -16,6 +16,7 @@ from redis.exceptions import NoScriptError
 from shared.config import HistorySettings
 from shared.keys import PATTERNS, ROUTER_GROUP, STATIC, Keys
 from shared.states import JobEvent, JobState
+from shared.store.client import translating
 from shared.store.lua_parts import linked, words
 from shared.store.wire import CommandClient, Word, packed
 
@@ -62,6 +63,7 @@ class Scripts:
     """
 
     def __init__(self, redis: Redis, keys: Keys, history: HistorySettings, retention_s: float) -> None:
+        self._redis = redis
         self._client = redis if isinstance(redis, CommandClient) else None
         self._slot_key = keys.events
         self._scripts: dict[str, AsyncScript] = {
@@ -73,19 +75,13 @@ class Scripts:
         client, script = self._client, self._scripts[name]
         rest = (1, self._slot_key, *args)
         if client is None or len(command := packed("EVALSHA", script.sha, *rest)) > _SMALL_BYTES:
-            return await script(keys=[self._slot_key], args=list(args))
+            async with translating(self._redis):
+                return await script(keys=[self._slot_key], args=list(args))
         try:
-            return await self._shared(client, command)
+            return await client.send(command)
         except NoScriptError:
             # Over the same connection: after a failover another may lead elsewhere. The server keeps it.
-            return await self._shared(client, packed("EVAL", str(script.script), *rest))
-
-    async def _shared(self, client: CommandClient, command: bytes) -> Any:
-        return await client.replays.call_with_retry(lambda: client.wires.send(command), _leave)
-
-
-async def _leave(_: Exception) -> None:
-    """The connection was closed as it broke."""
+            return await client.send(packed("EVAL", str(script.script), *rest))
 
 
 def encoded(order: Mapping[str, Any]) -> bytes:

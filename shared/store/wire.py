@@ -131,11 +131,23 @@ class CommandClient(Redis):
         pool = self.connection_pool
         return Wires(_Options(pool.connection_class, pool.connection_kwargs))
 
-    @property
-    def replays(self) -> Retry:
-        """How often a call is repeated whose connection broke."""
+    async def send(self, command: bytes) -> Any:
+        """``Wires.send``, repeated as redis-py repeats where a connection breaks."""
+        try:
+            return await self.wires.send(command)
+        except BROKEN as error:
+            broke: list[Exception] = [error]
+
+        async def again() -> Any:
+            if broke:
+                raise broke.pop()  # the first try is behind us
+            return await self.wires.send(command)
+
+        async def leave(_: Exception) -> None:
+            """The connection was closed as it broke."""
+
         retry: Retry = self.connection_pool.connection_kwargs["retry"]
-        return retry
+        return await retry.call_with_retry(again, leave)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close all connections."""
