@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from redis.asyncio import Redis
@@ -17,14 +16,7 @@ from shared.keys import ROUTER_GROUP, Keys
 from shared.states import FINAL_STATES
 from shared.store.client import REDIS_ERRORS, translated
 from shared.store.job_reads import JobReads, is_id
-from shared.store.orders import (
-    claim_words,
-    job_order,
-    job_words,
-    start_order,
-    start_words,
-    verdict_words,
-)
+from shared.store.orders import claim_order, job_order, verdict_order
 from shared.store.records import (
     AdmitOutcome,
     CancelOutcome,
@@ -82,18 +74,15 @@ class JobStore(JobReads):
         waits and all that the decision assumed still holds, to be run by that api if its client waits there,
         else by the router that reads of it.
         """
-        order: dict[str, Any] = {**job_order(job), "bound": bound}
+        order: dict[str, Any] = {**job_order(job, start), "bound": bound}
         if idempotency is not None:
             order |= {"idempotency": idempotency, "digest": digest}
-        if start is not None:
-            order["start"] = start_order(start)
-        words = [*job_words(job), *(start_words(start) if start is not None else ())]
         # Late without a time-out: our idea of Redis' clock was wrong, and the reply has put it right.
         until_ms = _clock_ms() + SUBMIT_PATIENCE_S * 1000
         for _ in range(2):
             not_after_ms = max(0, until_ms + self._clock_ahead_ms)
             order["not_after_ms"] = not_after_ms
-            outcome, job_id, rate, now_ms, *more = await self._run("submit", encoded(order), job.body, *words)
+            outcome, job_id, rate, now_ms, *more = await self._run("submit", encoded(order), job.body)
             self._clock_ahead_ms = int(now_ms) - _clock_ms()
             if outcome != _LATE:
                 return _submitted(outcome, job_id, rate, now_ms, more)
@@ -113,7 +102,7 @@ class JobStore(JobReads):
     ) -> tuple[AdmitOutcome, str]:
         """Accept a job that somebody XADDed by hand, and ack its entry, in one step."""
         order = {"entry": entry_id, "create": {**job_order(job), "bound": bound}, "raw": raw}
-        return await self._admit(order, job.body, *job_words(job))
+        return await self._admit(order, job.body)
 
     async def admit_dead(self, entry_id: str, reason: str, fields: Mapping[str, str]) -> None:
         """Move an entry that can't be read to the dead letters, with the reason and what it said."""
@@ -125,16 +114,15 @@ class JobStore(JobReads):
 
     async def claim_all(self, orders: Sequence[ClaimOrder]) -> list[Claimed]:
         """``claim`` for several jobs in order; what stands behind a refused one in its queue is skipped."""
-        words = chain.from_iterable(map(claim_words, orders))
-        return [_claimed(reply) for reply in await self._run("claim", *words)]
+        return [_claimed(reply) for reply in await self._run("claim", *map(claim_order, orders))]
 
     async def hold(self, job_id: str, code: str, reason: str, decision: Sequence[str]) -> HoldOutcome:
         """Say why the head of a queue waits; written only when the code differs from the last one."""
-        return HoldOutcome(await self._run("hold", *verdict_words(job_id, code, reason, decision)))
+        return HoldOutcome(await self._run("hold", verdict_order(job_id, code, reason, decision)))
 
     async def reject(self, job_id: str, code: str, reason: str, decision: Sequence[str]) -> RejectOutcome:
         """End a waiting job as failed because no model could ever serve it."""
-        return RejectOutcome(await self._run("reject", *verdict_words(job_id, code, reason, decision)))
+        return RejectOutcome(await self._run("reject", verdict_order(job_id, code, reason, decision)))
 
     async def take(self, job_id: str, attempt: int, router: str, lease_ms: int) -> Taken | None:
         """Take an attempt that an api started for the routers; None if it is not to be had any more."""
@@ -231,8 +219,8 @@ class JobStore(JobReads):
         """Trim settled intake entries beyond the history; how many went."""
         return int(await self._run("trim", ROUTER_GROUP, limit))
 
-    async def _admit(self, order: Mapping[str, Any], body: bytes, *words: str) -> tuple[AdmitOutcome, str]:
-        reply = await self._run("admit", encoded({**order, "group": ROUTER_GROUP}), body, *words)
+    async def _admit(self, order: Mapping[str, Any], body: bytes) -> tuple[AdmitOutcome, str]:
+        reply = await self._run("admit", encoded({**order, "group": ROUTER_GROUP}), body)
         outcome = AdmitOutcome(reply[0])
         return outcome, reply[2] if outcome is AdmitOutcome.DEAD else reply[1]
 

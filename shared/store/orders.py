@@ -1,7 +1,7 @@
 """What the scripts of a job's life are asked for, as their arguments.
 
-An order is JSON that a script looks into, and behind it flat words (field, value, ...) that it only passes on
-to Redis: as arguments they cost less than as tables of Lua.
+An order is JSON. What a script only passes on to Redis are its ``words``, flat (field, value, ...): a table of
+Lua by name costs more, and so do arguments of their own.
 """
 
 from __future__ import annotations
@@ -14,26 +14,30 @@ from typing import Any
 from shared.store.records import ClaimOrder, NewJob
 from shared.store.scripts import encoded
 
-Word = str | bytes
-
 KEPT_HOLD_CODES = ("model_busy", "gpu_busy", "claimed_busy")
 """Hold reasons that stay true for the rest of a queue after its head was taken."""
 _KEPT_HOLDS = dict.fromkeys(KEPT_HOLD_CODES, True)
 
 
-def claim_words(order: ClaimOrder) -> list[Word]:
-    """The arguments of ``claim`` for one job."""
-    asked = {
-        "id": order.job_id,
-        **start_order(order),
-        "keep_holds": _KEPT_HOLDS,
-        **({"alone": order.alone} if order.alone else {}),
-    }
-    return [encoded(asked), *start_words(order)]
+def claim_order(order: ClaimOrder) -> bytes:
+    """The argument of ``claim`` for one job."""
+    start = start_order(order)
+    return encoded(
+        {
+            "id": order.job_id,
+            **start,
+            "keep_holds": _KEPT_HOLDS,
+            **({"alone": order.alone} if order.alone else {}),
+        }
+    )
 
 
 def start_order(order: ClaimOrder) -> dict[str, Any]:
-    """The part of ``claim`` and ``submit`` that starts a job: what start.lua reads."""
+    """The part of ``claim`` and ``submit`` that starts a job: what start.lua reads.
+
+    Its words are fields of the job's hash, of the decision and of the grant, in this order.
+    """
+    fields = _flat(_start_fields(order))
     start: dict[str, Any] = {
         "nonce": order.nonce,
         "router": order.router,
@@ -43,22 +47,22 @@ def start_order(order: ClaimOrder) -> dict[str, Any]:
         "reason": order.fields.get("decision_reason", ""),
         "limit": order.limit,
         "gpus": [{"id": gpu.id, "limit": gpu.limit, "level_seq": gpu.level_seq} for gpu in order.gpus],
-        "fields": 2 * len(_start_fields(order)),
+        "fields": len(fields),
         "decision": len(order.decision),
         "grant": len(order.grant),
+        "words": [*fields, *order.decision, *order.grant],
     }
     if order.registration:
         start["registration"] = order.registration
     return start
 
 
-def start_words(order: ClaimOrder) -> list[str]:
-    """The words behind ``start_order``: fields of the job's hash, of the decision, of the grant."""
-    return [*_flat(_start_fields(order)), *order.decision, *order.grant]
+def job_order(job: NewJob, start: ClaimOrder | None = None) -> dict[str, Any]:
+    """The part of ``submit`` and ``admit`` that makes the job.
 
-
-def job_order(job: NewJob) -> dict[str, Any]:
-    """The part of ``submit`` and ``admit`` that makes the job."""
+    Its words are the fields of the job's hash that are known before it is accepted, then those of ``start``.
+    """
+    fields = _flat(_job_fields(job))
     order: dict[str, Any] = {
         "id": job.id,
         "target": job.target,
@@ -66,8 +70,12 @@ def job_order(job: NewJob) -> dict[str, Any]:
         "request_id": job.fields.get("request_id", ""),
         "boost_ms": job.boost_ms,
         "deadline_in_ms": job.deadline_in_ms,
-        "fields": 2 * len(_job_fields(job)),
+        "fields": len(fields),
+        "words": fields,
     }
+    if start is not None:
+        order["start"] = start_order(start)
+        order["words"] = fields + order["start"].pop("words")
     if job.caller is not None:
         order["caller"] = job.caller
     if job.attached_to is not None:
@@ -80,14 +88,9 @@ def job_order(job: NewJob) -> dict[str, Any]:
     return order
 
 
-def job_words(job: NewJob) -> list[str]:
-    """The words behind ``job_order``: the fields of the job's hash that are known before it is accepted."""
-    return _flat(_job_fields(job))
-
-
-def verdict_words(job_id: str, code: str, reason: str, decision: Sequence[str]) -> list[Word]:
-    """The arguments of ``hold`` and ``reject``."""
-    return [encoded({"id": job_id, "code": code, "reason": reason}), *decision]
+def verdict_order(job_id: str, code: str, reason: str, decision: Sequence[str]) -> bytes:
+    """The argument of ``hold`` and ``reject``."""
+    return encoded({"id": job_id, "code": code, "reason": reason, "words": decision})
 
 
 def _start_fields(order: ClaimOrder) -> Mapping[str, str]:

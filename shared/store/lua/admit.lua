@@ -1,5 +1,5 @@
 -- Settle one intake entry and ack it in the same step. XACK answers 1 once only: that makes a replay silent.
--- ARGV order(JSON): entry, group, and one of: job_id (already accepted), raw | create (+ ARGV[2] body and the job's words) | reason, raw.
+-- ARGV order(JSON): entry, group, and one of: job_id (already accepted), raw | create (+ ARGV[2] body) | reason, raw.
 -- Returns {KNOWN|CREATED|DEAD, job id, reason}.
 local o = cjson.decode(ARGV[1])
 
@@ -30,6 +30,7 @@ if redis.call('EXISTS', key('job', new.id)) == 0 then
     return dead('the queue is full (' .. int(new.bound) .. ' jobs wait): send it again later')
   end
   check_writable(new, nil)
+  WORDS = new.words
   create_job(new, ARGV[2])
 end
 redis.call('XACK', K.requests, o.group, o.entry)

@@ -1,5 +1,5 @@
 -- Take queued jobs, each for one model: everything that the decision assumed is checked again here.
--- ARGV: for each an order(JSON) and its words: id, what start.lua reads, keep_holds {code = true}, alone (the job's queued_event: it was decided on by what submit.lua
+-- ARGV: for each an order(JSON): id, words, what start.lua reads, keep_holds {code = true}, alone (the job's queued_event: it was decided on by what submit.lua
 -- wrote of it, and is refused unless it is that very job, as new as it was, and nobody else waits). Returns for each {CLAIMED, attempt, deadline_ms, body} or {GONE|EXPIRED|BUSY|MOVED|ABANDONED|AWAY|SKIPPED}.
 
 -- One reply with many large bodies would outlast its client's time-out, at every repetition: what comes after this
@@ -13,17 +13,17 @@ local function claimed(id, attempt, deadline_ms)
   return {'CLAIMED', int(attempt), deadline_ms, body}
 end
 
-local function start(o, job, model, score, at)
-  local slot_gpus = started(o, o.id, job, model, at)
+local function start(o, job, model, score)
+  local slot_gpus = started(o, o.id, job, model, 1)
   if not contends(score) then score = job.score or job.place or '0' end -- else its turn, should it come back
   redis.call('HSET', key('job', o.id), 'state', STATE.running, 'attempt', job.attempt, 'decision_model', o.model,
     'nonce', o.nonce, 'router', o.router, 'slot_gpus', slot_gpus, 'started_ms', NOW_MS, 'score', exact(score),
-    unpack(ARGV, at, at + o.fields - 1))
+    unpack(WORDS, 1, o.fields))
   redis.call('HDEL', key('job', o.id), 'hold_code', 'hold_reason', 'due_ms')
   dequeue(o.id, job, true)
   local hold = redis.call('HGET', K.holds, job.target)
   if hold and not o.keep_holds[cjson.decode(hold).code] then redis.call('HDEL', K.holds, job.target) end
-  if attached_to(job) then tell_holder('job.granted', o.id, job, grant_words({}, o, at)) end
+  if attached_to(job) then tell_holder('job.granted', o.id, job, grant_words({}, o, 1)) end
   return claimed(o.id, job.attempt, job.deadline_ms)
 end
 
@@ -45,7 +45,8 @@ end
 
 local refused = {} -- targets that keep their order: nothing goes before a job that has to wait
 
-local function claim(o, at)
+local function claim(o)
+  WORDS = o.words
   local job = load_job(o.id)
   if not job then return {'GONE'} end
   if job.state == STATE.running and job.nonce == o.nonce then return claimed(o.id, job.attempt, job.deadline_ms) end
@@ -68,13 +69,9 @@ local function claim(o, at)
     refused[job.target] = true
     return {outcome}
   end
-  return start(o, job, model, score, at)
+  return start(o, job, model, score)
 end
 
-local replies, at = {}, 1
-while ARGV[at] do
-  local o = cjson.decode(ARGV[at])
-  replies[#replies + 1] = claim(o, at + 1)
-  at = at + 1 + o.fields + o.decision + o.grant
-end
+local replies = {}
+for at, raw in ipairs(ARGV) do replies[at] = claim(cjson.decode(raw)) end
 return replies

@@ -47,10 +47,13 @@ local function read(name, fields)
   return map
 end
 
--- What is written as it came follows an order in ARGV as flat words: Lua's tables cost more than Redis' writes.
+-- What an order only passes on (its `words`): flat (field, value, ...), so that it is written as it came. As tables by
+-- name, or as so many arguments, it would cost more than Redis' writes.
+local WORDS = {}
+
 local function with_words(list, first, last)
   local size = #list
-  for i = first, last do list[size + i - first + 1] = ARGV[i] end
+  for i = first, last do list[size + i - first + 1] = WORDS[i] end
   return list
 end
 
@@ -157,10 +160,10 @@ local function note_request(fields, request_id)
   return fields
 end
 
--- `first` to `last`: the decision's words in ARGV.
+-- `first` to `last`: the decision's words.
 local function decide_on(id, target, attempt, request_id, first, last)
   redis.call('XADD', K.decisions, 'MAXLEN', '~', KEEP.decisions, '*', 'v', '1', 'type', 'decision', 'job_id', id,
-    'target', target, 'attempt', attempt, 'request_id', request_id or '', 'ts_ms', NOW_MS, unpack(ARGV, first, last))
+    'target', target, 'attempt', attempt, 'request_id', request_id or '', 'ts_ms', NOW_MS, unpack(WORDS, first, last))
 end
 
 local function note_holder(event_fields, job)

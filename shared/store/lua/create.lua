@@ -1,8 +1,7 @@
 -- Included by submit and admit: write one accepted job. `o` has id, target, caller, priority, request_id, boost_ms,
 -- deadline_in_ms, attached_to, limits (of the API key that it came with, see limits.lua), metered (that key, if it counts
--- its jobs) and `fields`: how many words of the job's hash stand in ARGV from `JOB_WORDS` on; `body` is the request as
--- the backend will get it. That of an attached job stays in its api. `start`: see submit.lua.
-local JOB_WORDS = 3
+-- its jobs) and `fields`: how many of the WORDS, the first, are the job's hash; `body` is the request as the backend will
+-- get it. That of an attached job stays in its api. `start`: see submit.lua.
 
 -- Redis keeps what a script wrote before an error: whatever could fail below is looked at first, but for what has been
 -- read by then (live and leases by queued_count, the limits' sets by reached_limit, the model by load_model).
@@ -44,7 +43,7 @@ local function create_job(o, body, start)
   else
     redis.call('HSET', key('job', o.id), 'state', STATE.queued, 'attempt', '0', 'tries', '0', 'place', place,
       'score', place, 'submitted_ms', NOW_MS, 'deadline_ms', deadline, 'queued_event', event,
-      unpack(ARGV, JOB_WORDS, JOB_WORDS + o.fields - 1))
+      unpack(WORDS, 1, o.fields))
   end
   return event, deadline
 end

@@ -1,6 +1,7 @@
 -- Say why the head of a target waits; silent while the reason's code stays the same.
--- ARGV order(JSON): id, code, reason, then the decision's words. Returns HELD|SAME|GONE.
+-- ARGV order(JSON): id, code, reason, words (of the decision). Returns HELD|SAME|GONE.
 local o = cjson.decode(ARGV[1])
+WORDS = o.words
 local job = load_job(o.id)
 if not job or job.state ~= STATE.queued then return 'GONE' end
 -- A delayed job heads no queue: its hold would stay behind where nothing waits.
@@ -11,5 +12,5 @@ redis.call('HSET', K.holds, job.target,
   cjson.encode({code = o.code, reason = o.reason, job_id = o.id, since_ms = NOW}))
 hset(key('job', o.id), {hold_code = o.code, hold_reason = o.reason})
 emit(EVENT.held, o.id, STATE.queued, job.attempt, {'code', o.code, 'reason', o.reason, 'target', job.target})
-decide_on(o.id, job.target, job.attempt, job.request_id, 2, #ARGV)
+decide_on(o.id, job.target, job.attempt, job.request_id, 1, #WORDS)
 return 'HELD'

@@ -1,6 +1,6 @@
 -- Included by claim and submit: start a job by a decision that was made outside, if what it assumed still holds. `o`
 -- has nonce, router (who decided), lease_ms, model, backend, reason, registration (its JSON), limit, gpus [{id, limit,
--- level_seq}], and how many words follow in ARGV: fields (of the job's hash), decision (for orch:decisions) and grant
+-- level_seq}], and how many WORDS are: fields (of the job's hash), decision (for orch:decisions) and grant
 -- (for whoever is told to run it).
 
 local STARTS_WITH = {'in_flight', 'breaker_open_until_ms', 'rate_ms', 'rate_10min', 'rate_6h'}
@@ -43,7 +43,7 @@ local function take_slot(o)
 end
 
 -- Take the slot and the lease and tell of it; the GPUs whose slots were taken, as they stand in the job. `job` has attempt
--- (the one before), metered, target and request_id; `at` is where the order's words begin in ARGV.
+-- (the one before), metered, target and request_id; `at` is where the order's words begin.
 local function started(o, id, job, model, at)
   local slot_gpus = take_slot(o)
   job.attempt = job.attempt + 1

@@ -1,10 +1,11 @@
 -- Accept a job: the bound and the idempotency key are checked here, so that any number of apis can't overshoot.
--- ARGV order(JSON), body, the job's words, those of its `start`. Returns {ACCEPTED|STARTED|DUPLICATE|MISMATCH|FULL|LATE|LIMITED, id, jobs ended a second, now_ms},
+-- ARGV order(JSON), body. Returns {ACCEPTED|STARTED|DUPLICATE|MISMATCH|FULL|LATE|LIMITED, id, jobs ended a second, now_ms},
 -- for LIMITED also the name of the limit and, of the one that knows, in how many ms it has a place; for a job that was
 -- queued now (not by an earlier run of this call, and not attached) how many go before it and its queue's hold.
 -- An order's `start` (see start.lua) is a decision of the api: where nobody waits and all that it assumed still holds, the
 -- job starts at once. An attached one is that api's to run, any other is handed to the router that reads its entry.
 local o = cjson.decode(ARGV[1])
+WORDS = o.words
 
 local DECIDED_ON = {model = true, agent_type = true, mode = true, priority = true, prompt_tokens = true,
   max_tokens = true, min_context_tokens = true, prefer_llama_cpp = true, fallback = true, attached_to = true}
@@ -46,7 +47,7 @@ local BODY_IN_ENTRY = 2048
 local function handed(entry, deadline)
   append(entry, {state = STATE.running, attempt = 1, deadline_ms = deadline})
   if #ARGV[2] <= BODY_IN_ENTRY then append(entry, {body = ARGV[2]}) end
-  return grant_words(entry, o.start, JOB_WORDS + o.fields)
+  return grant_words(entry, o.start, o.fields + 1)
 end
 
 local function known_as()
@@ -63,12 +64,12 @@ local function starter()
   if in_the_way(s, model) then return nil end
   return function(place, deadline, event)
     local job = {attempt = 0, metered = o.metered, target = o.target, request_id = o.request_id}
-    local slot_gpus = started(s, o.id, job, model, JOB_WORDS + o.fields)
+    local slot_gpus = started(s, o.id, job, model, o.fields + 1)
     -- The words of the decision's fields follow those of the job's.
     redis.call('HSET', key('job', o.id), 'state', STATE.running, 'attempt', '1', 'tries', '0', 'place', place,
       'score', place, 'submitted_ms', NOW_MS, 'started_ms', NOW_MS, 'deadline_ms', deadline, 'queued_event', event,
       'decision_model', s.model, 'nonce', s.nonce, 'router', attached_to(o) and s.router or '', 'slot_gpus', slot_gpus,
-      unpack(ARGV, JOB_WORDS, JOB_WORDS + o.fields + s.fields - 1))
+      unpack(WORDS, 1, o.fields + s.fields))
   end
 end
 
@@ -104,8 +105,8 @@ elseif start then
 else
   -- What a router decides on: where nobody else waits it need not look at the queues.
   append(entry, {queued_event = event, deadline_ms = deadline})
-  for i = JOB_WORDS, JOB_WORDS + o.fields - 1, 2 do
-    if DECIDED_ON[ARGV[i]] and ARGV[i + 1] ~= '' then append(entry, {[ARGV[i]] = ARGV[i + 1]}) end
+  for i = 1, o.fields, 2 do
+    if DECIDED_ON[WORDS[i]] and WORDS[i + 1] ~= '' then append(entry, {[WORDS[i]] = WORDS[i + 1]}) end
   end
   redis.call('XADD', K.requests, '*', unpack(entry))
 end
