@@ -1,10 +1,20 @@
-"""JSON as text by encoders made once: ``json.dumps`` makes one for every call that has options."""
+"""JSON by encoders that are made once, or are not Python: ``json.dumps`` with options makes one for every call."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
-compact = json.JSONEncoder(separators=(",", ":")).encode
-"""Without white space, in ASCII: whatever a backend cut in half can be sent."""
+from pydantic_core import PydanticSerializationError, to_json
+
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 as_it_is = json.JSONEncoder(ensure_ascii=False).encode
-"""With the characters that the text has."""
+"""As text, with the characters that are in it."""
+
+
+def compact(value: Any) -> bytes:
+    """Without white space, in UTF-8; as ASCII where half a surrogate pair, cut by a backend, is in it."""
+    try:
+        return to_json(value)
+    except PydanticSerializationError:
+        return _compact(value).encode()

@@ -134,7 +134,7 @@ async def _open_stream(http: HttpClient, call: CompletionCall) -> Response:
     """The backend's accepted answer (status 200, an event stream); any other raises a ``BackendError``."""
     response = await http.post(
         call.url,
-        compact(call.payload).encode(),
+        compact(call.payload),
         headers(call.api_key, call.request_id),
         connect_timeout_s=call.connect_timeout_s,
         idle_timeout_s=call.idle_timeout_s,

@@ -103,7 +103,7 @@ class Answer:
             response = completion.response
             if response.get("model") == self.grant.upstream_name:
                 response["model"] = self.public_name
-            body = compact(response).encode()
+            body = compact(response)
             await self.client.whole(200, body, [_JSON, *await self.ready(ended)])
 
         return await complete(self.http, call, on_answer=answer)
