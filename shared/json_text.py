@@ -1,4 +1,4 @@
-"""JSON by encoders that are made once, or are not Python: ``json.dumps`` with options makes one for every call."""
+"""JSON by encoders made once, or not in Python: ``json.dumps`` with options makes one for every call."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from shared.snapshots import snapshot_of
 from shared.store.fleet import FleetStore
 from shared.store.records import View
 
-FRESH_S = 0.1
+FRESH_S = 0.2
 """How old it may be. Samples come once a second; what counts at once (slots, levels, the breaker, the
 registration) is checked again by the script that starts a job."""
-_READ_EVERY_S = 0.08
+_READ_EVERY_S = 0.17
 _WARM_S = 2.0
-"""How long after it was last asked for a picture is kept young: 12 reads a second of some 0.3 ms."""
+"""How long after it was last asked for a picture is kept young: 6 reads a second of some 0.3 ms."""
 _REST_S = 0.05
 
 

@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import StoreUnavailable, StoreUnusable
+from shared.store.lines import LineClient
 from shared.store.wire import CommandClient
 
 BLOCK_S = 1.0
@@ -64,7 +65,7 @@ def connect_commands(url: str, name: str, *, fail_fast: bool = False, connection
     return client
 
 
-def connect_reader(url: str, name: str, *, connections: int = 4) -> Redis:
+def connect_reader(url: str, name: str, *, connections: int = 4) -> LineClient:
     """A client for blocking reads: never retried, since a retried XREADGROUP would lose entries (H3)."""
     pool = BlockingConnectionPool.from_url(
         url,
@@ -76,7 +77,9 @@ def connect_reader(url: str, name: str, *, connections: int = 4) -> Redis:
         retry=Retry(NoBackoff(), 0),
         **_WIRE,
     )
-    return Redis.from_pool(pool)
+    client = LineClient.from_pool(pool)
+    assert isinstance(client, LineClient)
+    return client
 
 
 _WIRE = {

@@ -1,7 +1,7 @@
 """What the scripts of a job's life are asked for, as their arguments.
 
-An order is JSON. What a script only passes on to Redis are its ``words``, flat (field, value, ...): a table of
-Lua by name costs more, and so do arguments of their own.
+An order is JSON. What a script only passes on to Redis are its ``words``, flat (field, value, ...): a Lua
+table by name costs more, and so do arguments of their own.
 """
 
 from __future__ import annotations

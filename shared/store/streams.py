@@ -12,8 +12,10 @@ from shared.config import HistorySettings
 from shared.errors import StoreUnavailable
 from shared.keys import ROUTER_GROUP, Keys
 from shared.store.client import BLOCK_S, translating
+from shared.store.lines import LineClient
 from shared.store.records import StreamEntry
 from shared.store.scripts import Scripts
+from shared.store.wire import packed
 
 
 class Intake:
@@ -23,8 +25,9 @@ class Intake:
     lost reply leaves entries delivered but unseen (hazards H3, H15).
     """
 
-    def __init__(self, reader: Redis, keys: Keys, consumer: str) -> None:
+    def __init__(self, reader: LineClient, keys: Keys, consumer: str) -> None:
         self._reader = reader
+        self._line = reader.line()
         self._stream = keys.requests
         self._consumer = consumer
         self._scripts = Scripts(reader, keys, HistorySettings(), retention_s=86_400.0)
@@ -40,12 +43,32 @@ class Intake:
                     raise
 
     async def read(self, count: int) -> list[StreamEntry]:
-        """New entries, waiting up to ``BLOCK_S`` seconds."""
-        return await self._read_group(">", count, block=True)
+        """New entries, waiting up to ``BLOCK_S`` seconds.
+
+        Past redis-py, whose way back from a reply is a good part of a job's way to its backend.
+        """
+        words = ("GROUP", ROUTER_GROUP, self._consumer, "COUNT", count, "BLOCK", round(BLOCK_S * 1000))
+        command = packed("XREADGROUP", *words, "STREAMS", self._stream, ">")
+        async with translating(self._reader):
+            try:
+                reply: Any = await self._line.ask(command)
+            except ResponseError as error:
+                await self._recreate(error)
+                return []
+        batches = (reply or {}).values()
+        return [StreamEntry(one, _fields(flat)) for batch in batches for one, flat in batch if flat]
 
     async def own_pending(self, count: int, after: str = "0") -> list[StreamEntry]:
         """Entries delivered to this consumer and not acked."""
-        return await self._read_group(after, count, block=False)
+        async with translating(self._reader):
+            try:
+                reply: Any = await self._reader.xreadgroup(
+                    ROUTER_GROUP, self._consumer, {self._stream: after}, count=count
+                )
+            except ResponseError as error:
+                await self._recreate(error)
+                return []
+        return [entry for _, entry in entries_of(reply)]
 
     async def reclaim(self, *, idle_ms: int, count: int) -> list[StreamEntry]:
         """Take over entries that another consumer left unacked for ``idle_ms``.
@@ -68,21 +91,6 @@ class Intake:
         """Delete consumers that are long gone; never one with pending entries, which would be lost (H14)."""
         async with translating(self._reader):
             return list(await self._scripts.run("forget_consumers", ROUTER_GROUP, self._consumer, idle_ms))
-
-    async def _read_group(self, after: str, count: int, *, block: bool) -> list[StreamEntry]:
-        async with translating(self._reader):
-            try:
-                reply: Any = await self._reader.xreadgroup(
-                    ROUTER_GROUP,
-                    self._consumer,
-                    {self._stream: after},
-                    count=count,
-                    block=round(BLOCK_S * 1000) if block else None,
-                )
-            except ResponseError as error:
-                await self._recreate(error)
-                return []
-        return [entry for _, entry in entries_of(reply)]
 
     async def _recreate(self, error: ResponseError) -> None:
         # The stream or the group is gone (data lost, FLUSHALL): start over instead of going deaf (H16).
@@ -161,6 +169,10 @@ def entries_of(reply: Any) -> list[tuple[str, StreamEntry]]:
             entries = [item] if _is_entry(item) else item
             found += [(stream, StreamEntry(entry[0], entry[1])) for entry in entries if entry[1]]
     return found
+
+
+def _fields(flat: Sequence[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _is_entry(item: Any) -> bool:

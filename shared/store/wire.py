@@ -49,7 +49,7 @@ class Wires:
     of a pool for every command, a call costs a fifth of the CPU time (docs/adr/0018).
     """
 
-    def __init__(self, options: _Options) -> None:
+    def __init__(self, options: Options) -> None:
         self._options = options
         self._wires: list[_Wire] = []
         self._closed = False
@@ -87,7 +87,7 @@ class Wires:
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class Options:
     """Where to connect and how, as redis-py read it from the URL. Times in s."""
 
     connection_class: type[Any]
@@ -97,18 +97,18 @@ class _Options:
     def timeout_s(self) -> float:
         return float(self.options["socket_timeout"])
 
-    async def open(self) -> _Replies:
+    async def open(self) -> Replies:
         """A connection that has introduced itself; raises ``OSError`` or ``TimeoutError``."""
         options = self.options
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(options["socket_connect_timeout"]):
             if "path" in options:
-                _, protocol = await loop.create_unix_connection(_Replies, options["path"])
+                _, protocol = await loop.create_unix_connection(Replies, options["path"])
             else:
                 encrypted = issubclass(self.connection_class, SSLConnection)
                 context = SSLConnection(**options).ssl_context.get() if encrypted else None
                 host, port = options.get("host", "localhost"), int(options.get("port", 6379))
-                _, protocol = await loop.create_connection(_Replies, host, port, ssl=context)
+                _, protocol = await loop.create_connection(Replies, host, port, ssl=context)
             try:
                 for words in _introduction(options):
                     await protocol.send(packed(*words))
@@ -122,6 +122,16 @@ class _Options:
         return protocol
 
 
+async def opened(options: Options) -> Replies:
+    """A connection that can be used; raises redis-py's ``ConnectionError`` or ``TimeoutError``."""
+    try:
+        return await options.open()
+    except TimeoutError:
+        raise RedisTimeoutError("it takes too long to connect to Redis") from None
+    except OSError as error:
+        raise RedisConnectionError(f"no connection to Redis: {error.strerror or error}") from error
+
+
 class CommandClient(Redis):
     """redis-py's client, and shared connections to the same server for its scripts."""
 
@@ -129,7 +139,7 @@ class CommandClient(Redis):
     def wires(self) -> Wires:
         """Opened when they are first used, closed with the client."""
         pool = self.connection_pool
-        return Wires(_Options(pool.connection_class, pool.connection_kwargs))
+        return Wires(Options(pool.connection_class, pool.connection_kwargs))
 
     async def send(self, command: bytes) -> Any:
         """``Wires.send``, repeated as redis-py repeats where a connection breaks."""
@@ -167,11 +177,11 @@ def _introduction(options: dict[str, Any]) -> list[list[Word]]:
 class _Wire:
     """One connection, opened when it is first needed and again after it broke."""
 
-    def __init__(self, options: _Options) -> None:
+    def __init__(self, options: Options) -> None:
         self._options = options
         self._opening: asyncio.Task[None] | None = None
         self._closed = False
-        self.protocol: _Replies | None = None
+        self.protocol: Replies | None = None
 
     def waits_since(self, now: float) -> float:
         """Since when its first unanswered call waits; ``now`` if none does."""
@@ -206,19 +216,14 @@ class _Wire:
     async def aclose(self) -> None:
         self._closed = True
         if self.protocol is not None:
-            self.protocol.drop(RedisConnectionError("closed"))
+            self.protocol.close()
             self.protocol = None
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait({self._opening})
 
     async def _open(self) -> None:
-        try:
-            self.protocol = await self._options.open()
-        except TimeoutError:
-            raise RedisTimeoutError("it takes too long to connect to Redis") from None
-        except OSError as error:
-            raise RedisConnectionError(f"no connection to Redis: {error.strerror or error}") from error
+        self.protocol = await opened(self._options)
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening = None
@@ -226,7 +231,7 @@ class _Wire:
             task.exception()  # whoever waits is told
 
 
-class _Replies(asyncio.Protocol):
+class Replies(asyncio.Protocol):
     """Hands every reply to the call that waits for it."""
 
     def __init__(self) -> None:
@@ -271,6 +276,10 @@ class _Replies(asyncio.Protocol):
         unsent, self._unsent = self._unsent, []
         if self._transport is not None and not self.closed:
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+
+    def close(self) -> None:
+        """Close it now."""
+        self.drop(RedisConnectionError("closed"))
 
     def drop(self, error: Exception) -> None:
         """Close it now; whoever waits is told ``error``."""

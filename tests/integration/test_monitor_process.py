@@ -73,6 +73,12 @@ async def stop_in_time(process: subprocess.Popen[bytes]) -> int:
     return process.returncode
 
 
+async def test_it_gives_way_to_whoever_serves(stack: Stack) -> None:
+    process = stack.start("monitor")
+    await first_sample(stack)
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
+
+
 async def test_sigterm_ends_it_in_order_and_takes_it_off_the_list(stack: Stack, store: Store) -> None:
     process = stack.start("monitor")
     await first_sample(stack)

@@ -16,6 +16,7 @@ from shared.keys import Keys
 from shared.store.client import connect_commands, connect_reader
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore
+from shared.store.lines import LineClient
 from shared.store.records import (
     Claimed,
     ClaimOrder,
@@ -59,7 +60,7 @@ class Store:
 
     url: str
     redis: Redis
-    reader: Redis
+    reader: LineClient
     keys: Keys
     jobs: JobStore
     fleet: FleetStore
