@@ -36,6 +36,7 @@ from shared.store.records import (
     Taken,
 )
 from shared.store.scripts import Scripts, encoded
+from shared.store.together import Together
 
 _RAW_FIELD_CAP = 2_000
 """Characters of one raw field kept in the dead-letter stream: enough to recognise it, not to fill Redis."""
@@ -53,6 +54,7 @@ class JobStore(JobReads):
     ) -> None:
         super().__init__(redis, keys)
         self._scripts = Scripts(redis, keys, history or HistorySettings(), retention_s)
+        self._finishes = Together(lambda words: self._run("finish", *words))
         # Redis' clock less ours in ms, as the last reply had it: at most that reply's way too low. Unknown at
         # first, so that the first submission is late and learns it.
         self._clock_ahead_ms = -math.inf
@@ -165,7 +167,7 @@ class JobStore(JobReads):
             "learned": numbers,
             **_by(router),
         }
-        outcome, waiting = await self._run("finish", encoded(order), result)
+        outcome, waiting = await self._finishes.call((encoded(order), result))
         return Finished(FinishOutcome(outcome), int(waiting))
 
     async def fail(
