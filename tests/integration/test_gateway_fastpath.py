@@ -229,3 +229,22 @@ async def test_a_changed_registration_is_seen_at_the_next_decision(store: Store)
     await wait_until(started, "it decides again")
 
     assert (urls[0], urls[-1]) == ("http://127.0.0.1:1001", "http://127.0.0.1:1002")
+
+
+async def test_who_takes_one_of_the_last_slots_says_so(store: Store) -> None:
+    """The end of any other may be recorded a moment later, together with others."""
+    await store.fleet.register([Registration(name=MODEL, port=1001, vram_gb=2.0, slots=4)])
+    await _seen(store, MODEL)
+    await store.set_holder(alive=True)
+    fast = FastPath(store.jobs, store.fleet, Settings(), lambda: "api-1")
+    spare: list[bool] = []
+    for number in range(4):
+        job = new_job(
+            f"j{number}", attached_to=HOLDER, fields={"agent_type": "", "model": MODEL}, target=MODEL
+        )
+        _, start = await fast.submit(job, bound=BOUND)
+        assert start is not None
+        fast.pictures.took(MODEL)
+        spare.append(start.spare)
+
+    assert spare == [True, True, False, False]

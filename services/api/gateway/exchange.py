@@ -55,6 +55,7 @@ class Exchange:
         self._settled = False
         self._submitted_at = started
         self._called_at = started
+        self._ended_at: float | None = None
         self._patience: Patience | None = None
         self._outcome = "lost"
         self._completion: Completion | None = None
@@ -213,6 +214,9 @@ class Exchange:
         attempt = self._line.attempt
         if completion is None or attempt is None or attempt.lost:
             return
+        self._ended_at = time.monotonic()
+        if attempt.spare:
+            await self._parts.moments.wait()
         jobs, grant = self._parts.jobs, attempt.grant
         ended = await persist(
             lambda: jobs.finish(
@@ -292,7 +296,7 @@ class Exchange:
             outcome,
             told,
             queue_ms=max(0.0, attempt.granted_at - self._submitted_at) * 1000,
-            total_ms=(time.monotonic() - self._called_at) * 1000,
+            total_ms=((self._ended_at or time.monotonic()) - self._called_at) * 1000,
             code=grant.code,
             reason=grant.reason,
         )

@@ -31,6 +31,12 @@ class Start:
     model: Model
     api_key_env: str | None
 
+    @property
+    def spare(self) -> bool:
+        """Whether less than half of the model's slots were taken."""
+        part = self.decision.parts.get(self.model.name)
+        return part is not None and 2 * part.busy < part.limit
+
     def grant(self, now_ms: int) -> Grant:
         """What the routers would have told; ``now_ms``: Redis' time when it was started."""
         return grant_of(

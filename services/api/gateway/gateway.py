@@ -19,6 +19,7 @@ from services.api.gateway.exchange import Exchange
 from services.api.gateway.fastpath import FastPath
 from services.api.gateway.leases import Leases
 from services.api.gateway.lines import Attempt, Line, Switchboard
+from services.api.gateway.moments import Moments
 from services.api.gateway.outcomes import Cut, failure_of_cut
 from services.api.gateway.parts import Parts
 from services.api.gateway.redis_away import STORE_TIMEOUT_S
@@ -117,6 +118,7 @@ class Gateway:
                 leases,
                 self._unheard,
                 fast,
+                Moments(),
                 holder,
                 lambda name: self._known().public_name(name),
             )

@@ -21,12 +21,16 @@ _BOOKKEEPING = frozenset({"client_gone", "lease_lost"})
 
 
 class Attempt:
-    """One granted attempt. ``lost``: it is not ours any more, so nothing is recorded of it."""
+    """One granted attempt. ``lost``: it is not ours any more, so nothing is recorded of it.
 
-    __slots__ = ("_accepting", "accepted", "grant", "granted_at", "in_doubt", "lost")
+    ``spare``: its model had slots to spare when it started, so that nobody waits for this one.
+    """
 
-    def __init__(self, grant: Grant, now: float, unread_since: float) -> None:
+    __slots__ = ("_accepting", "accepted", "grant", "granted_at", "in_doubt", "lost", "spare")
+
+    def __init__(self, grant: Grant, now: float, unread_since: float, *, spare: bool = False) -> None:
         self.grant = grant
+        self.spare = spare
         self.granted_at = now
         self.in_doubt = now - unread_since > _ACCEPT_FIRST_S
         self.lost = False
@@ -120,9 +124,9 @@ class Switchboard:
         """Nobody waits for this job any more."""
         self._lines.pop(line.job_id, None)
 
-    def started(self, line: Line, grant: Grant, asked_at: float) -> None:
+    def started(self, line: Line, grant: Grant, asked_at: float, *, spare: bool) -> None:
         """A job that this api started itself; ``asked_at`` (monotonic): before the call that did it."""
-        attempt = Attempt(grant, time.monotonic(), asked_at)
+        attempt = Attempt(grant, time.monotonic(), asked_at, spare=spare)
         self._accept(line, attempt)
         line.grant(attempt)
 

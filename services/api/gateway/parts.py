@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from services.api.gateway.fastpath import FastPath
 from services.api.gateway.leases import Leases
 from services.api.gateway.lines import Switchboard
+from services.api.gateway.moments import Moments
 from services.api.gateway.unheard import Unheard
 from shared.backends.http import HttpClient
 from shared.config import Settings
@@ -25,5 +26,6 @@ class Parts:
     leases: Leases
     unheard: Unheard
     fast: FastPath
+    moments: Moments
     holder: str
     public_name: Callable[[str], str]

@@ -1,0 +1,29 @@
+"""A moment's wait that all who have time share: what they do then they do together."""
+
+from __future__ import annotations
+
+import asyncio
+
+MOMENT_S = 0.005
+"""Next to any answer of a language model nothing; among thousands of short ones, several ends in one call."""
+
+
+class Moments:
+    """Begins a moment when somebody waits and none is under way; all who wait go on at its end."""
+
+    def __init__(self, length_s: float = MOMENT_S) -> None:
+        self._length_s = length_s
+        self._end: asyncio.Event | None = None
+
+    async def wait(self) -> None:
+        """Until the end of this moment."""
+        end = self._end
+        if end is None:
+            end = self._end = asyncio.Event()
+            asyncio.get_running_loop().call_later(self._length_s, self._over)
+        await end.wait()
+
+    def _over(self) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            end.set()
