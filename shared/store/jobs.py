@@ -13,7 +13,6 @@ from redis.asyncio import Redis
 from shared.config import HistorySettings
 from shared.errors import StoreUnavailable
 from shared.keys import ROUTER_GROUP, Keys
-from shared.states import FINAL_STATES
 from shared.store.client import REDIS_ERRORS, translated
 from shared.store.job_reads import JobReads, is_id
 from shared.store.orders import claim_order, job_order, verdict_order
@@ -260,11 +259,6 @@ def _by(router: str | None) -> dict[str, str]:
 
 def _clock_ms() -> float:
     return time.monotonic() * 1000
-
-
-def is_final(state: str) -> bool:
-    """Whether a job in this state is over."""
-    return state in FINAL_STATES
 
 
 def _capped(value: str) -> str:
