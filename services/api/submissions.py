@@ -8,11 +8,13 @@ from fastapi import Request
 
 from services.api.access import Access, access_of
 from services.api.full import again_s_of, limit_reached
+from services.api.gateway.fastpath import FIRST_ATTEMPT
 from services.api.problems import KEY_LIMIT, KEY_REUSED, NOT_ALLOWED, QUEUE_FULL, Problem
 from services.api.request_id import request_id_of
 from services.api.requests import Idempotency, idempotency, parse_request, read_body
 from services.api.state import ApiState
 from shared import log
+from shared.canonical import log_decision
 from shared.errors import StoreUnavailable
 from shared.jobs import JobRequest
 from shared.states import JobState
@@ -58,12 +60,14 @@ def _allowed(job: JobRequest, access: Access | None) -> JobRequest:
 
 async def _submit(state: ApiState, new: NewJob, key: Idempotency | None) -> Submitted:
     bound = state.settings.queue.bound
-    submitted, _ = await state.fast.submit(
+    submitted, start = await state.fast.submit(
         new,
         bound=bound,
         idempotency=key.key if key else None,
         digest=key.digest if key else "",
     )
+    if start is not None:
+        log_decision(start.decision, new.id, new.fields["request_id"], attempt=FIRST_ATTEMPT)
     if submitted.outcome is SubmitOutcome.MISMATCH:
         raise Problem(
             KEY_REUSED,

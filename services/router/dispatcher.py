@@ -131,9 +131,6 @@ class Dispatcher:
             told,
             queue_ms=attempt.queue_ms,
             total_ms=(time.monotonic() - started) * 1000,
-            # What a router decides has a line of its own.
-            code=grant.code if attempt.handed else None,
-            reason=grant.reason if attempt.handed else None,
         )
 
     def _keep(self, attempt: Attempt) -> None:

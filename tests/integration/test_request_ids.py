@@ -121,15 +121,20 @@ async def traced(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str)
         yield Traced(stack, proxies)
 
 
-async def test_a_job_is_found_by_its_request_in_every_log_and_at_its_backend(traced: Traced) -> None:
+@pytest.mark.parametrize("traced", ["the api decides", "routers decide"], indirect=True)
+async def test_a_job_is_found_by_its_request_in_every_log_and_at_its_backend(
+    request: pytest.FixtureRequest, traced: Traced
+) -> None:
     stack = traced.stack
+    decider = "api" if request.node.callspec.params["traced"] == "the api decides" else "router"
     status, body = await stack.post(
         {"prompt": "hi", "model": "cpp", "max_tokens": 4}, wait_s=30, **{ID: "r1"}
     )
     assert (status, body["state"], body["request_id"]) == (200, "succeeded", "r1")
 
-    decided = await traced.line("router", event="decision", request="r1")
+    decided = await traced.line(decider, event="decision", request="r1")
     assert (decided["action"], decided["job"], decided["model"]) == ("dispatch", body["job_id"], "cpp")
+    assert decided["level"] == "INFO"
     ended = await traced.line("router", event="dispatch", request="r1")
     assert (ended["job"], ended["attempt"], ended["outcome"], ended["tokens"]) == (
         body["job_id"], 1, "succeeded", 4,
