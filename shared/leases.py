@@ -20,6 +20,7 @@ RENEWALS_PER_LEASE = 4
 ACCEPT_WITHIN_S = 0.25
 """A first lease lasts seconds, and most answers less than this: waiting a moment spares them the call."""
 _AWAY_S = 0.1
+_ANSWER_S = 2.0
 
 Told = Callable[[RenewOutcome], None]
 
@@ -126,7 +127,8 @@ class Leases(Generic[Held]):
             return
         asked_at = time.monotonic()
         pairs = [(one.grant.job_id, one.grant.attempt) for one in attempts]
-        async with asyncio.timeout(self._every_s):
+        # One call at a time: whatever is new waits behind one that hangs.
+        async with asyncio.timeout(min(self._every_s, _ANSWER_S)):
             outcomes = await self._jobs.renew_all(pairs, round(self._lease_s * 1000), self._router)
         for attempt, outcome in zip(attempts, outcomes, strict=True):
             kept = self._kept.get(attempt)

@@ -140,9 +140,10 @@ class Dispatcher:
                 attempt.cut(cut)
 
         if attempt.handed:
-            # Nobody takes it back before that.
-            swept_s = FIRST_LEASE_S + GRACE_SHARE * self._settings.router.lease_s
-            self._leases.keep(attempt, told, within_s=ACCEPT_WITHIN_S, lease_s=swept_s)
+            # Well before it is swept, which is a whole grace after its first lease.
+            lease_s = self._settings.router.lease_s
+            until_s = min(lease_s, FIRST_LEASE_S) + GRACE_SHARE / 2 * lease_s
+            self._leases.keep(attempt, told, within_s=ACCEPT_WITHIN_S, lease_s=until_s)
         else:
             self._leases.keep(attempt, told)
 

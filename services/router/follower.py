@@ -82,8 +82,9 @@ class Following:
             return False  # nobody waits for what it left; who comes later finds it
         if fields.get("router") != self._router:
             self._wake.ring(random.uniform(0.0, _FREED_MOST_S))
-        elif "attached_to" in fields:
-            # What our own dispatcher ends wakes us by itself; what an api ends for us does not.
+        elif "attached_to" in fields or fields.get("type") == JobEvent.REQUEUED:
+            # What our own dispatcher ends wakes us by itself; what an api ends for us does not, nor what was
+            # given back before it ran.
             self._wake.ring()
         return True
 

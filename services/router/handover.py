@@ -46,12 +46,16 @@ class Handover:
             return
         if self._dispatcher.runs(attempt.grant.job_id):
             return  # its entry is read again where it could not be acked
-        if self._stopping or self._dispatcher.running >= self._settings.router.max_in_flight:
+        if self._is_full:
             self._in_background(self._give_back(attempt))
         elif in_doubt or "body" not in entry.fields:
             self._in_background(self._take_first(attempt))
         else:
             self._start(attempt)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._stopping or self._dispatcher.running >= self._settings.router.max_in_flight
 
     async def settled(self) -> None:
         """Wait until nothing is under way between a ``take`` and its start or its return."""
@@ -71,7 +75,7 @@ class Handover:
             logger.debug("job={} was handed over, but is another's by now", grant.job_id)
             return
         attempt.body, attempt.deadline_in_s = taken.body, taken.deadline_in_ms / 1000
-        if self._stopping:
+        if self._is_full:
             await self._give_back(attempt)
         else:
             self._start(attempt)
@@ -80,9 +84,16 @@ class Handover:
         await self._dispatcher.give_back(attempt, Cut.RELEASED.value)
 
     def _in_background(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+        task = asyncio.ensure_future(_told(work))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+
+
+async def _told(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except Exception:  # a bug of ours: the job's lease runs out, and it is queued again
+        logger.exception("a job that was handed over could not be taken or given back")
 
 
 def is_handed(entry: StreamEntry) -> bool:

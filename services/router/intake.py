@@ -14,13 +14,14 @@ from services.router.handover import Handover, is_handed
 from shared.config import Settings
 from shared.errors import InvalidRequest, StoreUnavailable
 from shared.jobs import parse_entry
+from shared.placement.orders import FIRST_LEASE_S
 from shared.request_ids import taken
 from shared.states import JobState
 from shared.store.fleet import FleetStore
 from shared.store.job_reads import is_id
 from shared.store.jobs import JobStore, raw_fields
 from shared.store.records import AdmitOutcome, Head, StreamEntry
-from shared.store.streams import Intake
+from shared.store.streams import INTAKE_BLOCK_S, Intake
 from shared.submission import check_known, new_job
 
 _BATCH = 64
@@ -30,8 +31,6 @@ _RECLAIM_IDLE_MS = 10_000
 _FORGET_IDLE_MS = 3_600_000
 _AWAY_S = 0.5
 _GATHER_S = 0.02
-_DOUBT_S = 1.5
-"""Half of a first lease: a job that may have been handed over before that is taken before it is run."""
 _LAST_ACKS_S = 1.0
 REQUEST_TYPE = "job.request"
 _WRITTEN = (
@@ -64,6 +63,9 @@ class IntakeLoop:
         self._settings = settings
         self._offer = offer
         self._handover = handover
+        # Half of a first lease: what may have been handed over before that is taken before it is run.
+        self._doubt_s = min(settings.router.lease_s, FIRST_LEASE_S) / 2
+        self._last_read = (0, 0)
         self._reclaim_at = 0.0
         self._accepted: list[StreamEntry] = []
         self._arrived = asyncio.Event()
@@ -98,8 +100,10 @@ class IntakeLoop:
                 while True:
                     asked_at = time.monotonic()
                     entries = await self._intake.read(_BATCH)
-                    await self._settle(entries, in_doubt=time.monotonic() - unread_since > _DOUBT_S)
-                    if len(entries) < _BATCH:
+                    await self._settle(entries, in_doubt=time.monotonic() - unread_since > self._doubt_s)
+                    if not entries:
+                        unread_since = asked_at + INTAKE_BLOCK_S  # there were none until then
+                    elif len(entries) < _BATCH:
                         unread_since = asked_at  # there were no more by then
                     await self._reclaim()
             except StoreUnavailable as error:
@@ -120,15 +124,22 @@ class IntakeLoop:
             return
         self._reclaim_at = now + _RECLAIM_EVERY_S
         reclaimed = await self._intake.reclaim(idle_ms=_RECLAIM_IDLE_MS, count=_BATCH)
-        await self._settle(reclaimed, in_doubt=True)
+        # Its reader may have begun what it was handed, and have lost nothing but Redis: that is the sweep's.
+        await self._settle(reclaimed, handed=False)
         for name in await self._intake.forget_idle_consumers(idle_ms=_FORGET_IDLE_MS):
             logger.info("intake forgot consumer {}: idle for over an hour, nothing pending", name)
 
-    async def _settle(self, entries: Sequence[StreamEntry], *, in_doubt: bool) -> None:
+    async def _settle(
+        self, entries: Sequence[StreamEntry], *, in_doubt: bool = True, handed: bool = True
+    ) -> None:
         if not entries:
             return
-        for entry in filter(is_handed, entries):
-            self._handover.take(entry, in_doubt=in_doubt)
+        for entry in entries:
+            # Somebody may have set the group back, and then reads what has been read.
+            place = _place(entry)
+            again, self._last_read = place <= self._last_read, max(place, self._last_read)
+            if handed and is_handed(entry):
+                self._handover.take(entry, in_doubt=in_doubt or again)
         # What an api submitted waits in its queue already: it may be dispatched before its entry is acked.
         if not all(map(_runs_already, entries)):
             self._offer([_head(entry) for entry in entries if _can_be_decided_on(entry)])
@@ -187,6 +198,11 @@ class IntakeLoop:
         if outcome is AdmitOutcome.DEAD:
             logger.warning("request entry {} is a dead letter: {}", entry.id, detail)
         self._offer(())
+
+
+def _place(entry: StreamEntry) -> tuple[int, int]:
+    at_ms, _, number = entry.id.partition("-")
+    return int(at_ms), int(number)
 
 
 def _can_be_decided_on(entry: StreamEntry) -> bool:

@@ -17,6 +17,9 @@ from shared.store.records import StreamEntry
 from shared.store.scripts import Scripts
 from shared.store.wire import packed
 
+INTAKE_BLOCK_S = 0.5
+"""How long a router's read of requests waits: it has to know how old at most is what it reads."""
+
 
 class Intake:
     """One router's reading end of the request stream.
@@ -43,18 +46,19 @@ class Intake:
                     raise
 
     async def read(self, count: int) -> list[StreamEntry]:
-        """New entries, waiting up to ``BLOCK_S`` seconds.
+        """New entries, waiting up to ``INTAKE_BLOCK_S`` seconds.
 
         Past redis-py, whose way back from a reply is a good part of a job's way to its backend.
         """
-        words = ("GROUP", ROUTER_GROUP, self._consumer, "COUNT", count, "BLOCK", round(BLOCK_S * 1000))
+        words = ("GROUP", ROUTER_GROUP, self._consumer, "COUNT", count, "BLOCK", round(INTAKE_BLOCK_S * 1000))
         command = packed("XREADGROUP", *words, "STREAMS", self._stream, ">")
         async with translating(self._reader):
             try:
                 reply: Any = await self._line.ask(command)
             except ResponseError as error:
                 await self._recreate(error)
-                return []
+                # What comes now may have been read long ago: begin as after any break.
+                raise StoreUnavailable(str(error)) from error
         batches = (reply or {}).values()
         return [StreamEntry(one, _fields(flat)) for batch in batches for one, flat in batch if flat]
 

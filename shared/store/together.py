@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from shared.store.wire import Word
 
 _PATIENCE_S = 0.02
-"""One that has not come back by then may be on a dead connection: nobody waits behind it any more."""
+"""A call that has not come back by then may be on a dead connection: what waits goes past it."""
 _MOST_BYTES = 32_768
 _MOST = 64
 
@@ -36,20 +36,33 @@ class Together:
 
     async def call(self, words: Call) -> Any:
         """The reply to one call; raises what ``run`` does."""
-        now = time.monotonic()
-        if self._since is not None and now - self._since < _PATIENCE_S and _size(words) < _MOST_BYTES:
-            reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if _size(words) >= _MOST_BYTES:
+            return (await self._run(words))[0]
+        if self._since is not None:
+            loop = asyncio.get_running_loop()
+            reply: asyncio.Future[Any] = loop.create_future()
+            if not self._waiting:
+                loop.call_later(_PATIENCE_S, self._look)
             self._waiting.append((words, reply))
             return await reply
-        self._since = now
+        since = self._since = time.monotonic()
         try:
             return (await self._run(words))[0]
         finally:
-            self._over(now)
+            self._over(since)
+
+    def _look(self) -> None:
+        """Send what waits past a call that does not come back."""
+        if self._since is not None and time.monotonic() - self._since >= _PATIENCE_S:
+            self._send_next()
+        if self._waiting:
+            asyncio.get_running_loop().call_later(_PATIENCE_S, self._look)
 
     def _over(self, since: float) -> None:
-        if self._since != since:
-            return  # others went past it, and send what waits
+        if self._since == since:  # else others went past it, and send what waits
+            self._send_next()
+
+    def _send_next(self) -> None:
         self._since = None
         batch = self._next()
         if batch:

@@ -15,6 +15,7 @@ from shared.states import JobState
 from shared.store.fleet import BackendSample, GpuSample
 from shared.store.records import KeyLimits
 from tests.integration.test_gateway_relay import DONE, WORDS, chunk
+from tests.kit.api_keys import made
 from tests.kit.fault_proxy import Fault, FaultProxy
 from tests.kit.faulty_server import SSE_HEAD, FaultyServer, faulty_server
 from tests.kit.gateway import CHAT, STREAM, desk
@@ -248,3 +249,44 @@ async def test_who_takes_one_of_the_last_slots_says_so(store: Store) -> None:
         spare.append(start.spare)
 
     assert spare == [True, True, False, False]
+
+
+async def test_a_cancel_right_after_the_answer_changes_nothing(store: Store, tmp_path: Path) -> None:
+    """The end is about to be recorded: there is nothing left to cut, and others must not suffer from it."""
+    async with (
+        faulty_server(SSE_HEAD, *WORDS) as backend,
+        desk(store, tmp_path, models=_models(backend, slots=64), **FAST) as api,
+    ):
+        await _seen(store, MODEL)
+        for _ in range(20):
+            answer = await api.post(CHAT)
+            assert answer.status == 200
+            await store.jobs.cancel(answer.headers["x-orchestrator-job-id"], "too late")
+        last = await api.post(CHAT)
+        job = await api.ended(last.headers["x-orchestrator-job-id"])
+
+    assert job["state"] == JobState.SUCCEEDED
+
+
+async def test_a_key_with_one_request_at_a_time_may_ask_again_at_once(store: Store, tmp_path: Path) -> None:
+    key = await made(store, "alice", in_flight=1)
+    async with (
+        faulty_server(SSE_HEAD, *WORDS) as backend,
+        desk(store, tmp_path, models=_models(backend, slots=64), **FAST) as api,
+    ):
+        await _seen(store, MODEL)
+        answers = [await api.post(CHAT, Authorization=f"Bearer {key}") for _ in range(10)]
+
+    assert [answer.status for answer in answers] == [200] * 10
+
+
+async def test_the_only_slot_is_free_again_for_who_asks_next(store: Store, tmp_path: Path) -> None:
+    """There is no router here that would start what had to wait."""
+    async with (
+        faulty_server(SSE_HEAD, *WORDS) as backend,
+        desk(store, tmp_path, models=_models(backend, slots=1), **FAST) as api,
+    ):
+        await _seen(store, MODEL)
+        answers = [await asyncio.wait_for(api.post(CHAT), 30) for _ in range(10)]
+
+    assert [answer.status for answer in answers] == [200] * 10

@@ -26,17 +26,24 @@ class _Server:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = len({number for number, _ in self.seen})
-        for nth in range(self._good + 1):
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            await reader.readexactly(int(length.split(b":")[1]))
-            self.seen.append((connection, nth))
-            if nth == self._good:
-                break
-            kept = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            writer.write(kept % len(_ANSWER) + _ANSWER)
-            await writer.drain()
-        writer.close()
+        try:
+            for nth in range(self._good + 1):
+                await self._read(reader)
+                self.seen.append((connection, nth))
+                if nth == self._good:
+                    break
+                kept = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                writer.write(kept % len(_ANSWER) + _ANSWER)
+                await writer.drain()
+        except asyncio.IncompleteReadError:
+            pass  # its client left
+        finally:
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(int(length.split(b":")[1]))
 
 
 @asynccontextmanager

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from services.api.gateway.fastpath import FastPath
+from services.router.follower import Following, positions
 from services.router.intake import IntakeLoop
+from services.router.wakeup import Wakeup
 from shared.config import Settings, parse
+from shared.keys import ROUTER_GROUP
 from shared.outcomes import RELEASED
 from shared.registry import Registration
 from shared.states import JobState
@@ -24,7 +27,7 @@ from shared.store.records import (
     StreamEntry,
     SubmitOutcome,
 )
-from shared.store.streams import Intake
+from shared.store.streams import Follower, Intake
 from tests.integration.test_gateway_relay import WORDS, chunk
 from tests.kit.api_fixture import end
 from tests.kit.fault_proxy import Fault, FaultProxy
@@ -229,6 +232,64 @@ async def test_a_full_router_gives_it_back_uncharged(store: Store) -> None:
     assert (job["attempt"], job["tries"]) == ("1", "0")
     assert await store.kinds("j2") == ["queued", "started", "requeued"]
     assert len(backend.requests) == 1
+
+
+async def test_what_this_router_gave_back_wakes_its_own_scheduler(store: Store) -> None:
+    wake, parts = Wakeup(), router_parts(store, parse({"router": {"max_in_flight": 1}}, "test"))
+    follower = Follower(store.reader, positions(store.keys))
+    await follower.settle()
+    following = Following(follower, store.keys, parts.dispatcher, wake=wake, due=Wakeup(), router=ROUTER)
+    running = asyncio.create_task(following.run())
+    await _hand_over(store)
+    parts.handover.stop()
+    parts.handover.take(await _entry(store), in_doubt=False)
+
+    async with asyncio.timeout(20):
+        await wake.wait(60)
+    await end(running)
+    assert await store.state("j1") == JobState.QUEUED
+
+
+async def test_no_more_run_than_may_also_where_bodies_are_fetched(store: Store) -> None:
+    body = b'{"prompt":"%s"}' % (b"x" * 5000)
+    async with (
+        faulty_server(SSE_HEAD, chunk("one"), end="hang") as backend,
+        _router(store, {"router": {"max_in_flight": 1}}) as parts,
+    ):
+        for number in range(4):
+            await _hand_over(store, backend.url, f"j{number}", body=body)
+
+        async def settled() -> bool:
+            states = [await store.state(f"j{number}") for number in range(4)]
+            return sorted(states) == ["queued", "queued", "queued", "running"]
+
+        await wait_until(settled, "one runs, the others are given back")
+        assert parts.dispatcher.running == 1
+        await parts.dispatcher.drain(0)
+
+    assert len(backend.requests) == 1
+
+
+@pytest.mark.parametrize("how", ["destroyed", "set back"])
+async def test_what_was_read_long_ago_is_not_run_again(store: Store, how: str) -> None:
+    async with faulty_server(SSE_HEAD, *WORDS) as backend, _router(store):
+        for number in range(3):
+            await _hand_over(store, backend.url, f"j{number}")
+            await _ended(store, f"j{number}")
+        if how == "destroyed":
+            await store.redis.xgroup_destroy(store.keys.requests, ROUTER_GROUP)
+        else:
+            await store.redis.xgroup_setid(store.keys.requests, ROUTER_GROUP, "0")
+        await _hand_over(store, backend.url, "last")
+        await _ended(store, "last")
+
+        async def all_acked() -> bool:
+            (group,) = await store.redis.xinfo_groups(store.keys.requests)
+            return (group["lag"], group["pending"]) == (0, 0)
+
+        await wait_until(all_acked, "all is read again")
+
+    assert len(backend.requests) == 4
 
 
 async def test_what_came_as_the_router_stopped_is_handed_back_at_once(store: Store) -> None:

@@ -40,7 +40,7 @@ def test_a_quick_run_takes_every_job_of_ours_to_its_end(tmp_path: Path) -> None:
         timeout=140, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "| us |" in done.stdout
+    assert "| us (llama_cpp) |" in done.stdout
     found = json.loads(path.read_text())
     assert (found["failures"], found["skipped"]) == ([], {})
     (samples,) = found["rounds"]

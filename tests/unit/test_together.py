@@ -91,25 +91,6 @@ async def test_a_server_that_is_away_is_told_to_all() -> None:
     assert len(server.runs) == 2
 
 
-async def test_nobody_waits_behind_one_that_does_not_come_back() -> None:
-    """On another connection the next may do well."""
-    server = Server()
-    together = Together(server.run)
-    (stuck,) = await _started(server, together, "a")
-
-    async def another_went_out() -> bool:
-        calls.append(asyncio.create_task(together.call(("b",))))
-        await asyncio.sleep(0)
-        return len(server.runs) > 1
-
-    calls: list[asyncio.Task[object]] = []
-    await wait_until(another_went_out, "one goes past it")
-    stuck.cancel()
-    server.go.set()
-
-    assert set(await asyncio.gather(*calls)) == {"B"}
-
-
 async def test_one_that_waits_no_more_takes_nobody_along() -> None:
     server = Server()
     calls = await _started(server, Together(server.run), "a", "b", "c")
@@ -130,3 +111,26 @@ async def test_a_large_one_goes_by_itself() -> None:
     assert await asyncio.gather(*calls) == ["A", large.upper(), "B"]
     assert server.runs[0] == ["a"]
     assert all(len(run) == 1 for run in server.runs if large in run)
+
+
+async def test_what_waits_goes_past_one_that_does_not_come_back() -> None:
+    """Without anybody else coming along."""
+    server = Server()
+    first, *others = await _started(server, Together(server.run), "a", "b", "c")
+    await wait_until(lambda: len(server.runs) > 1, "the others are sent")
+    assert server.runs == [["a"], ["b", "c"]]
+    first.cancel()
+    server.go.set()
+
+    assert await asyncio.gather(*others) == ["B", "C"]
+
+
+async def test_nobody_waits_behind_a_large_one() -> None:
+    server = Server()
+    large = "x" * 40_000
+    calls = await _started(server, Together(server.run), large, "b")
+    await asyncio.sleep(0)
+
+    assert server.runs == [[large], ["b"]]
+    server.go.set()
+    await asyncio.gather(*calls)

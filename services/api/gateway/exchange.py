@@ -96,10 +96,14 @@ class Exchange:
     async def _run(self) -> None:
         jobs = self._parts.settings.jobs
         try:
-            async with asyncio.timeout(self._ask.deadline_s or jobs.deadline_s) as self._limit:
-                completion = await self._serve()
+            async with asyncio.timeout(self._ask.deadline_s or jobs.deadline_s) as limit:
+                self._limit = limit
+                try:
+                    completion = await self._serve()
+                finally:
+                    self._limit = None  # what is over can't be cut any more
         except TimeoutError:
-            if not (self._limit and self._limit.expired()):
+            if not limit.expired():
                 raise
             await self._end_by(self._cut or Cut.DEADLINE)
         except JobEnded as over:
@@ -112,8 +116,6 @@ class Exchange:
             await self._refuse(refusal)
         else:
             await self._succeed(completion)
-        finally:
-            self._limit = None
 
     async def _watch(self) -> None:
         await self.client.gone()
@@ -208,13 +210,20 @@ class Exchange:
 
     def _drop(self, attempt: Attempt) -> None:
         self._parts.leases.drop(attempt)
-        self._parts.fast.pictures.left(attempt.grant.model)
+        self._uncount(attempt)
+
+    def _uncount(self, attempt: Attempt) -> None:
+        """No backend works on it any more: it counts in no decision."""
+        if attempt.counts:
+            attempt.counts = False
+            self._parts.fast.pictures.left(attempt.grant.model)
 
     async def _succeed(self, completion: Completion | None) -> None:
         attempt = self._line.attempt
         if completion is None or attempt is None or attempt.lost:
             return
         self._ended_at = time.monotonic()
+        self._uncount(attempt)
         if attempt.spare:
             await self._parts.moments.wait()
         jobs, grant = self._parts.jobs, attempt.grant

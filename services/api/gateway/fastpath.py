@@ -30,12 +30,8 @@ class Start:
     decision: Decision
     model: Model
     api_key_env: str | None
-
-    @property
-    def spare(self) -> bool:
-        """Whether less than half of the model's slots were taken."""
-        part = self.decision.parts.get(self.model.name)
-        return part is not None and 2 * part.busy < part.limit
+    spare: bool
+    """Whether at most half of the slots of the model, and of its GPUs, are taken with this one."""
 
     def grant(self, now_ms: int) -> Grant:
         """What the routers would have told; ``now_ms``: Redis' time when it was started."""
@@ -124,7 +120,15 @@ class FastPath:
             registration=entry.stored,
             grant=None if job.attached_to is not None else _handed(entry.registration),
         )
-        return Start(order, decision, model, entry.registration.api_key_env)
+        spare = _has_room(decision.parts[model.name].busy, decision.limit) and all(
+            _has_room(snapshot.gpus[gpu].in_flight if gpu in snapshot.gpus else 0, limit)
+            for gpu, limit in decision.gpu_limits.items()
+        )
+        return Start(order, decision, model, entry.registration.api_key_env, spare)
+
+
+def _has_room(busy: int, limit: int) -> bool:
+    return 2 * (busy + 1) <= limit
 
 
 def _handed(registration: Registration) -> dict[str, str]:

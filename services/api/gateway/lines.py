@@ -26,11 +26,12 @@ class Attempt:
     ``spare``: its model had slots to spare when it started, so that nobody waits for this one.
     """
 
-    __slots__ = ("_accepting", "accepted", "grant", "granted_at", "in_doubt", "lost", "spare")
+    __slots__ = ("_accepting", "accepted", "counts", "grant", "granted_at", "in_doubt", "lost", "spare")
 
     def __init__(self, grant: Grant, now: float, unread_since: float, *, spare: bool = False) -> None:
         self.grant = grant
         self.spare = spare
+        self.counts = True
         self.granted_at = now
         self.in_doubt = now - unread_since > _ACCEPT_FIRST_S
         self.lost = False

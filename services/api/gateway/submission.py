@@ -41,6 +41,8 @@ async def submit(parts: Parts, ask: Ask, line: Line) -> None:
         raise refusals.queue_full(settings.queue.bound, submitted.ended_per_s)
     # It may have ended meanwhile, cancelled by somebody.
     if start is not None and line.ended is None:
-        parts.board.started(line, start.grant(submitted.now_ms), asked_at, spare=start.spare)
+        # A key that counts its jobs may ask for the next one as soon as this one is answered.
+        spare = start.spare and job.limits is None
+        parts.board.started(line, start.grant(submitted.now_ms), asked_at, spare=spare)
         # Its dispatch line says it all; a second line for each request would cost as much again.
         log_decision(start.decision, line.job_id, ask.request_id, level="DEBUG", attempt=1)
