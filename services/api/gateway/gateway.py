@@ -25,6 +25,7 @@ from services.api.gateway.parts import Parts
 from services.api.gateway.redis_away import STORE_TIMEOUT_S
 from services.api.gateway.refusals import Refusal
 from services.api.gateway.room import Room
+from services.api.gateway.turns import Turns
 from services.api.gateway.unheard import Unheard
 from services.api.registry import Registry
 from shared.backends.http import HttpClient
@@ -119,6 +120,7 @@ class Gateway:
                 self._unheard,
                 fast,
                 Moments(),
+                Turns(),
                 holder,
                 lambda name: self._known().public_name(name),
             )

@@ -9,6 +9,7 @@ from services.api.gateway.fastpath import FastPath
 from services.api.gateway.leases import Leases
 from services.api.gateway.lines import Switchboard
 from services.api.gateway.moments import Moments
+from services.api.gateway.turns import Turns
 from services.api.gateway.unheard import Unheard
 from shared.backends.http import HttpClient
 from shared.config import Settings
@@ -27,5 +28,6 @@ class Parts:
     unheard: Unheard
     fast: FastPath
     moments: Moments
+    turns: Turns
     holder: str
     public_name: Callable[[str], str]

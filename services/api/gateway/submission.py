@@ -26,7 +26,12 @@ async def submit(parts: Parts, ask: Ask, line: Line) -> None:
     asked_at = time.monotonic()
     try:
         async with asyncio.timeout(STORE_TIMEOUT_S):
-            submitted, start = await parts.fast.submit(job, bound=settings.queue.bound)
+            turn = ask.stream and await parts.turns.take()
+            try:
+                submitted, start = await parts.fast.submit(job, bound=settings.queue.bound)
+            finally:
+                if turn:
+                    parts.turns.give()
     except (TimeoutError, asyncio.CancelledError) as error:
         parts.unheard.cancel(line.job_id)
         if isinstance(error, asyncio.CancelledError):
