@@ -96,12 +96,14 @@ class IntakeLoop:
         while True:
             try:
                 await self._start()
-                unread_since = -math.inf
+                unread_since, restarts = -math.inf, self._intake.restarts
                 while True:
                     asked_at = time.monotonic()
                     entries = await self._intake.read(_BATCH)
                     await self._settle(entries, in_doubt=time.monotonic() - unread_since > self._doubt_s)
-                    if not entries:
+                    if self._intake.restarts != restarts:
+                        restarts, unread_since = self._intake.restarts, -math.inf
+                    elif not entries:
                         unread_since = asked_at + INTAKE_BLOCK_S  # there were none until then
                     elif len(entries) < _BATCH:
                         unread_since = asked_at  # there were no more by then

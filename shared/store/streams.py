@@ -35,6 +35,8 @@ class Intake:
         self._consumer = consumer
         self._scripts = Scripts(reader, keys, HistorySettings(), retention_s=86_400.0)
         self._cursor = "0-0"
+        self.restarts = 0
+        """How often the group had to be created anew: what is read then may have been read long ago."""
 
     async def ensure(self) -> None:
         """Create the group at the start of the stream, so that what came before is not missed (H6)."""
@@ -57,8 +59,7 @@ class Intake:
                 reply: Any = await self._line.ask(command)
             except ResponseError as error:
                 await self._recreate(error)
-                # What comes now may have been read long ago: begin as after any break.
-                raise StoreUnavailable(str(error)) from error
+                return []
         batches = (reply or {}).values()
         return [StreamEntry(one, _fields(flat)) for batch in batches for one, flat in batch if flat]
 
@@ -100,6 +101,7 @@ class Intake:
         # The stream or the group is gone (data lost, FLUSHALL): start over instead of going deaf (H16).
         if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
             raise error
+        self.restarts += 1
         await self.ensure()
 
 
