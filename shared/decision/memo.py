@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 Memo = dict[Hashable, object]
 _Found = TypeVar("_Found")
 _NOTHING = object()
-
-
 _LASTING = "lasting"
 
 
 def once(memo: Memo, name: Hashable, make: Callable[[], _Found]) -> _Found:
     """What ``make`` answers, called the first time only; None is an answer too."""
-    known: Any = memo.get(name, _NOTHING)
-    if known is not _NOTHING:
-        return known  # type: ignore[no-any-return]
-    made = memo[name] = make()
-    return made
+    known = memo.get(name, _NOTHING)
+    if known is _NOTHING:
+        known = memo[name] = make()
+    return cast(_Found, known)  # a name stands for one kind of answer
 
 
 def lasting(memo: Memo) -> Memo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 from tests.kit.gateway import CHAT, Desk, desk
@@ -26,7 +26,7 @@ class _Server:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = len({number for number, _ in self.seen})
-        try:
+        with closing(writer), suppress(asyncio.IncompleteReadError):  # its client leaves some day
             for nth in range(self._good + 1):
                 await self._read(reader)
                 self.seen.append((connection, nth))
@@ -35,10 +35,6 @@ class _Server:
                 kept = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
                 writer.write(kept % len(_ANSWER) + _ANSWER)
                 await writer.drain()
-        except asyncio.IncompleteReadError:
-            pass  # its client left
-        finally:
-            writer.close()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
