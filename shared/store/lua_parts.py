@@ -1,11 +1,13 @@
-"""Leaves out of a script what it does not use: Redis runs a script's whole text at every call."""
+"""Makes a script short: Redis runs its whole text at every call, shared definitions as well."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 _WORD = re.compile(r"\w+")
+_CONSTANT = re.compile(r"(?<![\w.])(?:(?:K|KEEP|STATE|EVENT)\.\w+|GROUP|RETENTION_MS|HISTORY_MS)\b")
+_KEY_OF = re.compile(r"(?<![\w.])key\('(\w+)', ")
 _DEFINES = re.compile(r"local (?:function )?(\w+(?:, \w+)*)")
 
 
@@ -23,6 +25,20 @@ def linked(shared: Sequence[str], script: str) -> str:
             used |= words(block)
             kept.append(block)
     return "\n".join([*reversed(kept), script])
+
+
+def written_in(text: str, constants: Mapping[str, str | int], around: Callable[[str], Sequence[str]]) -> str:
+    """``text`` with every constant as a literal, and for ``key('name', part)`` what is ``around`` the part.
+
+    As tables they would be built anew at every call of the script. Raises ``KeyError`` for what is none.
+    """
+
+    def key_of(match: re.Match[str]) -> str:
+        before, behind = around(match[1])
+        return f"key({_literal(before)}, {_literal(behind)}, "
+
+    text = _CONSTANT.sub(lambda match: _literal(constants[match[0]]), text)
+    return _KEY_OF.sub(key_of, text)
 
 
 def words(text: str) -> set[str]:
@@ -43,3 +59,9 @@ def _blocks(part: str) -> list[str]:
         if line.strip() and not comment:
             blocks[-1].append(line)
     return ["\n".join(block) for block in blocks if block]
+
+
+def _literal(value: str | int) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

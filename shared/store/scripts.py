@@ -1,9 +1,9 @@
-"""Load the Lua scripts with the key names, states and limits of this namespace written into their prelude."""
+"""Load the Lua scripts with the key names, states and limits of this namespace written into them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -14,10 +14,11 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError
 
 from shared.config import HistorySettings
-from shared.keys import PATTERNS, ROUTER_GROUP, STATIC, Keys
+from shared.errors import ConfigError
+from shared.keys import ROUTER_GROUP, STATIC, Keys
 from shared.states import JobEvent, JobState
 from shared.store.client import translating
-from shared.store.lua_parts import linked, words
+from shared.store.lua_parts import linked, written_in
 from shared.store.wire import CommandClient, Word, packed
 
 INDEX_KEPT = 20_000
@@ -52,6 +53,8 @@ NAMES = tuple(
 )
 
 
+_MOST_MS = 2**53
+"""More Lua can't count exactly, nor Redis expire."""
 _SMALL_BYTES = 65_536
 """A call with more has a connection to itself: all that came behind it would have to wait for it."""
 
@@ -63,6 +66,8 @@ class Scripts:
     """
 
     def __init__(self, redis: Redis, keys: Keys, history: HistorySettings, retention_s: float) -> None:
+        if not 1 <= retention_s * 1000 < _MOST_MS:
+            raise ConfigError(f"jobs.retention_s = {retention_s}: at least 0.001 and less than {_MOST_MS} ms")
         self._redis = redis
         self._client = redis if isinstance(redis, CommandClient) else None
         self._slot_key = keys.events
@@ -98,7 +103,18 @@ def encoded(order: Mapping[str, Any]) -> bytes:
 
 def _source(name: str, keys: Keys, history: HistorySettings, retention_s: float) -> str:
     shebang = "#!lua flags=allow-oom\n" if name in _ALLOWED_WHEN_FULL else "#!lua\n"
-    return shebang + _prelude(_words(name), keys, history, retention_s) + _text(name)
+    kept = {**history.model_dump(), "index_end": -INDEX_KEPT - 1}
+    # What Redis takes as an argument is a string here: a number would be formatted at every call.
+    constants: Mapping[str, str | int] = {
+        **{f"K.{static}": keys.static(static) for static in STATIC},
+        **{f"KEEP.{stream}": str(entries) for stream, entries in kept.items()},
+        **{f"STATE.{state.value}": state.value for state in JobState},
+        **{f"EVENT.{event.value.removeprefix('job.')}": event.value for event in JobEvent},
+        "GROUP": ROUTER_GROUP,
+        "RETENTION_MS": str(round(retention_s * 1000)),
+        "HISTORY_MS": HISTORY_DAYS * 86_400_000,
+    }
+    return shebang + written_in(_text(name), constants, lambda pattern: keys.of(pattern, "\0").split("\0"))
 
 
 @cache
@@ -108,39 +124,5 @@ def _text(name: str) -> str:
 
 
 @cache
-def _words(name: str) -> frozenset[str]:
-    return frozenset(words(_text(name)))
-
-
-@cache
 def _read(name: str) -> str:
     return (files("shared.store") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
-
-
-def _prelude(used: Set[str], keys: Keys, history: HistorySettings, retention_s: float) -> str:
-    """The tables of key names, states and limits, as far as a script uses them."""
-    patterns = {name: keys.of(name, "\0").split("\0") for name in PATTERNS if name in used}
-    kept = {**history.model_dump(), "index": INDEX_KEPT}
-    values = {
-        "K": _table({name: keys.static(name) for name in STATIC if name in used}),
-        "P": _table(patterns),
-        "STATE": _table({state.value: state.value for state in JobState}),
-        "EVENT": _table({event.value.removeprefix("job."): event.value for event in JobEvent}),
-        "KEEP": _table(kept),
-        "GROUP": _literal(ROUTER_GROUP),
-        "RETENTION_MS": str(round(retention_s * 1000)),
-        "HISTORY_MS": str(HISTORY_DAYS * 86_400_000),
-    }
-    return "".join(f"local {name} = {value}\n" for name, value in values.items() if name in used)
-
-
-def _table(values: Mapping[str, str | int | Sequence[str]]) -> str:
-    return "{" + ", ".join(f"{name} = {_literal(value)}" for name, value in values.items()) + "}"
-
-
-def _literal(value: str | int | Sequence[str]) -> str:
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return "{" + ", ".join(_literal(item) for item in value) + "}"

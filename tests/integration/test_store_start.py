@@ -7,9 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
+from shared.keys import ROUTER_GROUP
 from shared.registry import Registration
-from shared.store.records import ClaimOrder, FailOutcome, GpuClaim, KeyLimits, RenewOutcome, Submitted
+from shared.store.records import (
+    ClaimOrder,
+    FailOutcome,
+    GpuClaim,
+    KeyLimits,
+    ModelFailure,
+    RenewOutcome,
+    Submitted,
+)
 from tests.kit.store_fixture import BOUND, GPU, HOLDER, MODEL, Store, new_job, order
 
 STARTED, ACCEPTED = "STARTED", "ACCEPTED"
@@ -48,6 +58,28 @@ async def test_a_job_that_nobody_waits_in_front_of_starts_at_once(store: Store) 
     requests: Any = await store.redis.xrange(store.keys.requests)
     assert [(entry["job_id"], entry["state"]) for _, entry in requests] == [("j1", "running")]
     assert await store.jobs.renew("j1", 1, 3000) is RenewOutcome.RENEWED
+
+
+@pytest.mark.parametrize("name", ["attached", "requests", "events", "decisions", "live", "leases", "index"])
+async def test_what_cannot_be_stored_whole_is_neither_stored_nor_started(store: Store, name: str) -> None:
+    """Redis keeps what a script wrote before its error."""
+    await store.set_holder(alive=True)
+    await store.redis.set(store.keys.static(name), "not what it should be")
+    before = await store.dump()
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await store.jobs.submit(new_job(attached_to=HOLDER), bound=BOUND, start=order())
+    assert await store.dump() == before
+    await store.redis.flushall()
+
+
+@pytest.mark.parametrize("group", [True, False])
+async def test_it_starts_whether_or_not_a_router_ever_read_requests(store: Store, group: bool) -> None:
+    await store.redis.delete(store.keys.requests)
+    if group:
+        await store.redis.xgroup_create(store.keys.requests, ROUTER_GROUP, mkstream=True)
+
+    assert await _ask(store) == STARTED
+    assert await store.redis.xlen(store.keys.requests) == 1
 
 
 async def test_nobody_is_told_twice_what_the_reply_says(store: Store) -> None:
@@ -158,6 +190,36 @@ async def test_it_lives_on_like_any_other(store: Store) -> None:
 
     assert await store.kinds() == ["queued", "started", "retried", "started", "succeeded"]
     assert (await store.model())["in_flight"] == "0"
+
+
+async def test_a_success_writes_only_what_it_changes(store: Store) -> None:
+    """Of a model that never fails all about its failures stays as it is."""
+    for job in ("j1", "j2"):
+        await _ask(store, job)
+        await store.finish(job, 1)
+    once = await store.model()
+    for number in range(3, 24):
+        await _ask(store, f"j{number}")
+        await store.finish(f"j{number}", 1)
+    often = await store.model()
+
+    about_failures = ("failure_ema", "failure_ema_ms", "failures_in_row")
+    assert [often[name] for name in about_failures] == [once[name] for name in about_failures]
+    assert (often["outcomes"], often["samples"], often["in_flight"]) == ("1" * 20, "23", "0")
+
+
+async def test_a_success_makes_up_for_failures(store: Store) -> None:
+    for job in ("j1", "j2", "j3"):
+        await _ask(store, job)
+    await store.fail("j1", 1, model_failure=ModelFailure.FAILED)
+    failed = await store.model()
+    for job in ("j2", "j3"):
+        await store.finish(job, 1)
+    mended = await store.model()
+
+    assert (failed["failures_in_row"], mended["failures_in_row"]) == ("1", "0")
+    assert 0 < float(mended["failure_ema"]) < float(failed["failure_ema"]) / 2 + 0.01
+    assert mended["outcomes"] == "011"
 
 
 async def test_it_counts_against_its_key(store: Store) -> None:

@@ -223,13 +223,13 @@ _Test = Callable[[VllmClient], Awaitable[None]]
 def caught_in_the_act(
     test: _Test,
 ) -> _Test:
-    """Try again on the real server: on few cores it may be through before anybody looks (a process there has
-    waited 3 s for its turn while the engine computed). The simulated one has to do it at once.
+    """Try again: on few cores a server may be through before anybody looks (a process beside the real one has
+    waited 3 s for its turn while the engine computed, one beside the simulated one a second for the machine).
     """
 
     @functools.wraps(test)
     async def attempts(vllm: VllmClient) -> None:
-        for left in reversed(range(1 if vllm.server.simulated else 8)):
+        for left in reversed(range(3 if vllm.server.simulated else 8)):
             try:
                 return await test(vllm)
             except (AssertionError, BackendError):

@@ -9,7 +9,7 @@ import pytest
 
 from shared.config import HistorySettings
 from shared.keys import Keys
-from shared.store.lua_parts import linked, words
+from shared.store.lua_parts import linked, words, written_in
 from shared.store.scripts import NAMES, _source
 
 _PART = """-- What several scripts share.
@@ -75,8 +75,28 @@ def test_no_script_names_what_it_was_not_given(name: str) -> None:
     assert words(code) & known <= defined
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_constant_is_written_in(name: str) -> None:
+    text = _source(name, Keys("orch"), HistorySettings(), 86_400.0)
+    code = re.sub(r"--.*", "", text)
+    assert words(code).isdisjoint({"K", "KEEP", "STATE", "EVENT", "GROUP", "RETENTION_MS", "HISTORY_MS"})
+    assert re.findall(r"(?<!function )key\('(?!orch:)", code) == []
+
+
+def test_constants_and_what_is_around_a_key_are_literals() -> None:
+    text = "redis.call('SET', key('job', id), KEEP.jobs, STATE.dead, GROUP_OF, x.K.y, 'it''s')"
+    constants = {"KEEP.jobs": 5, "STATE.dead": "it's \\ over", "GROUP": "g"}
+    assert written_in(text, constants, lambda name: (f"{name}:", ":x")) == (
+        "redis.call('SET', key('job:', ':x', id), 5, 'it\\'s \\\\ over', GROUP_OF, x.K.y, 'it''s')"
+    )
+
+
+def test_a_constant_that_is_none_is_found_when_the_script_is_loaded() -> None:
+    with pytest.raises(KeyError, match=r"K\.nowhere"):
+        written_in("return K.nowhere", {}, lambda _: ("", ""))
+
+
 def _everything() -> str:
     parts = (files("shared.store") / "lua").iterdir()
     shared = {"common.lua", "create.lua", "history.lua", "models.lua", "once.lua", "limits.lua"}
-    tables = "".join(f"local {name} = 0\n" for name in ("K", "P", "STATE", "EVENT", "KEEP"))
-    return tables + "\n".join(part.read_text() for part in parts if part.name in shared)
+    return "\n".join(part.read_text() for part in parts if part.name in shared)

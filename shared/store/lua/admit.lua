@@ -5,7 +5,7 @@ local o = cjson.decode(ARGV[1])
 
 local function dead(reason)
   if redis.call('XACK', K.requests, o.group, o.entry) == 1 then
-    xadd('dead', 'request.dead', {'entry', o.entry, 'reason', reason}, {'raw', o.raw or ''})
+    xadd(K.dead, KEEP.dead, 'request.dead', {'entry', o.entry, 'reason', reason}, {'raw', o.raw or ''})
   end
   return {'DEAD', '', reason}
 end

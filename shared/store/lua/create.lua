@@ -4,11 +4,11 @@
 -- get it. That of an attached job stays in its api. `start`: see submit.lua.
 
 -- Redis keeps what a script wrote before an error: whatever could fail below is looked at first, but for what has been
--- read by then (live and leases by queued_count, the limits' sets by reached_limit, the model by load_model).
+-- read by then (live and leases by queued_count, the limits' sets by reached_limit, the model by load_model, requests by
+-- is_all_read) and what is written first (attached).
 local function check_writable(o, start)
-  if not (RETENTION_MS >= 1 and RETENTION_MS < 2 ^ 53) then error({err = 'ERR jobs.retention_s is out of range'}) end
-  local kinds = {[K.index] = 'zset', [K.events] = 'stream', [K.requests] = 'stream'}
-  if attached_to(o) then kinds[K.attached] = 'set' end
+  local kinds = {[K.index] = 'zset', [K.events] = 'stream'}
+  if not (start and attached_to(o)) then kinds[K.requests] = 'stream' end
   if start then
     kinds[K.decisions] = 'stream'
   else
@@ -35,8 +35,8 @@ local function create_job(o, body, start)
   redis.call('ZADD', K.live, deadline, o.id)
   if not start then enqueue(o.id, {target = o.target, caller = o.caller, score = place}) end
   redis.call('ZADD', K.index, exact(NOW_EXACT), o.id)
-  redis.call('ZREMRANGEBYRANK', K.index, 0, -(KEEP.index + 1))
-  local event = emit(EVENT.queued, o.id, STATE.queued, 0,
+  redis.call('ZREMRANGEBYRANK', K.index, '0', KEEP.index_end)
+  local event = emit(EVENT.queued, o.id, STATE.queued, '0',
     note_request({'target', o.target, 'priority', o.priority, 'deadline_ms', deadline}, o.request_id))
   if start then
     start(place, deadline, event)

@@ -3,14 +3,14 @@
 
 local MINUTE_MS, DAY_MS = 60000, 86400000
 
-local function bucket(kind, name, at_ms)
+local function bucket(series, at_ms)
   local day = math.floor(at_ms / DAY_MS)
-  return key(kind, name .. ':' .. int(day)), int(math.floor(at_ms % DAY_MS / MINUTE_MS)),
+  return series .. ':' .. int(day), int(math.floor(at_ms % DAY_MS / MINUTE_MS)),
     int((day + 1) * DAY_MS + HISTORY_MS)
 end
 
 local function count_request(model)
-  local name, minute, until_ms = bucket('request_history', model, NOW)
+  local name, minute, until_ms = bucket(key('request_history', model), NOW)
   if redis.call('HINCRBY', name, minute, 1) == 1 then redis.call('PEXPIREAT', name, until_ms) end
 end
 
@@ -72,7 +72,7 @@ local function record_memory(gpu, fields, at_ms)
   if not used or used ~= used or used < 0 or used >= 1e12 then return end
   local managed = placed_mb(gpu, at_ms, interval_ms or 0)
   if not managed then return end
-  local name, minute, until_ms = bucket('gpu_history', gpu, at_ms)
+  local name, minute, until_ms = bucket(key('gpu_history', gpu), at_ms)
   local old = {}
   for part in string.gmatch(redis.call('HGET', name, minute) or '', '%S+') do old[#old + 1] = tonumber(part) end
   local n = #old == 7 and old[1] or 0

@@ -34,7 +34,7 @@ local function put_model(name, raw)
     redis.call('HSET', key('model', name), 'registered_ms', NOW_MS)
   end
   redis.call('HSET', K.models, name, raw)
-  xadd('control', 'model.registered', {'model', name}, {'registration', raw})
+  xadd(K.control, KEEP.control, 'model.registered', {'model', name}, {'registration', raw})
 end
 
 -- The hash stays for a while: jobs in flight still end on it, and so does a probe that is under way.
@@ -43,5 +43,5 @@ local function remove_model(name, source)
   forget_learned(name)
   redis.call('HSET', key('model', name), 'removed_ms', NOW_MS)
   redis.call('PEXPIRE', key('model', name), RETENTION_MS)
-  xadd('control', 'model.removed', {'model', name}, {'source', source})
+  xadd(K.control, KEEP.control, 'model.removed', {'model', name}, {'source', source})
 end

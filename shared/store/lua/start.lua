@@ -32,26 +32,25 @@ local function grant_words(list, o, at)
   return with_words(list, first, first + o.grant - 1)
 end
 
-local function take_slot(o)
+-- `update`: what else is written of the model.
+local function take_slot(o, model, update)
   local names = {}
   for _, gpu in ipairs(o.gpus) do
     redis.call('HINCRBY', key('placement', gpu.id), 'in_flight', 1)
     names[#names + 1] = gpu.id
   end
-  redis.call('HINCRBY', key('model', o.model), 'in_flight', 1)
+  update.in_flight = int(tonumber(model.in_flight or '0') + 1)
+  hset(key('model', o.model), update)
   return table.concat(names, ',')
 end
 
 -- Take the slot and the lease and tell of it; the GPUs whose slots were taken, as they stand in the job. `job` has attempt
 -- (the one before), metered, target and request_id; `at` is where the order's words begin.
 local function started(o, id, job, model, at)
-  local slot_gpus = take_slot(o)
   job.attempt = job.attempt + 1
   -- A retry is no new demand.
-  if job.attempt == 1 then
-    count_arrival(o.model, model)
-    count_request(o.model)
-  end
+  local slot_gpus = take_slot(o, model, job.attempt == 1 and arrival(model) or {})
+  if job.attempt == 1 then count_request(o.model) end
   redis.call('ZADD', K.leases, int(NOW + o.lease_ms), id)
   if is_metered(job) then redis.call('SADD', key('key_running', job.metered), id) end
   emit(EVENT.started, id, STATE.running, job.attempt,

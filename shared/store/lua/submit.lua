@@ -14,6 +14,7 @@ local DECIDED_ON = {model = true, agent_type = true, mode = true, priority = tru
 -- for entries behind its last one once this script is through.)
 local function is_all_read()
   local groups = redis.pcall('XINFO', 'GROUPS', K.requests)
+  if groups.err and not string.find(groups.err, 'no such key', 1, true) then error(groups) end
   for _, flat in ipairs(groups) do
     local group = record(flat)
     if group.name == GROUP then
@@ -23,8 +24,7 @@ local function is_all_read()
   return false
 end
 
-local function add_read_request(entry)
-  local all_read, entries_read = is_all_read()
+local function add_read_request(entry, all_read, entries_read)
   local id = redis.call('XADD', K.requests, '*', unpack(entry))
   if not all_read then return end
   if entries_read then
@@ -56,9 +56,9 @@ local function known_as()
 end
 
 -- What starts the job at once, nil if it has to queue: whoever waits goes first, and a router decides.
-local function starter()
+local function starter(waiting)
   local s = o.start
-  if not s or queued_count() > 0 then return nil end
+  if not s or waiting > 0 then return nil end
   if not attached_to(o) and not a_router_lives() then return nil end
   local model = load_model(s.model)
   if in_the_way(s, model) then return nil end
@@ -85,11 +85,14 @@ if o.idempotency then
     end
   end
 end
-if queued_count() >= o.bound then return {'FULL', '', tostring(drain_rate()), NOW_MS} end
+local waiting = queued_count()
+if waiting >= o.bound then return {'FULL', '', tostring(drain_rate()), NOW_MS} end
 local limit, wait_ms = reached_limit(o.limits)
 if limit then return {'LIMITED', '', tostring(drain_rate()), NOW_MS, limit, wait_ms} end
 
-local start = starter()
+local start = starter(waiting)
+local all_read, entries_read
+if start and attached_to(o) then all_read, entries_read = is_all_read() end
 check_writable(o, start)
 local event, deadline = create_job(o, ARGV[2], start)
 count_minute(o.limits, o.id)
@@ -99,7 +102,7 @@ end
 local entry = {'v', '1', 'type', 'job.request', 'job_id', o.id, 'target', o.target, 'ts_ms', NOW_MS}
 note_request(entry, o.request_id)
 if start and attached_to(o) then
-  add_read_request(append(entry, {state = STATE.running}))
+  add_read_request(append(entry, {state = STATE.running}), all_read, entries_read)
 elseif start then
   redis.call('XADD', K.requests, '*', unpack(handed(entry, deadline)))
 else
