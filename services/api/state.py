@@ -18,6 +18,7 @@ from services.api.registry import Registry
 from services.api.waiting import JobFeed
 from shared.config import Settings
 from shared.errors import StoreUnavailable
+from shared.limit import Limit
 from shared.store.control import ControlStore
 from shared.store.fleet import FleetStore
 from shared.store.jobs import JobStore
@@ -51,7 +52,7 @@ class ApiState:
         if not self.usable.is_set():
             raise StoreUnavailable("it has not answered yet")
         try:
-            async with asyncio.timeout(STORE_TIMEOUT_S):
+            with Limit(STORE_TIMEOUT_S):
                 yield
         except TimeoutError:
             raise StoreUnavailable("it does not answer in time") from None

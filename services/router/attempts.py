@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
 from shared import outcomes
+from shared.limit import Limit
 from shared.store.grants import Grant
 
 _Found = TypeVar("_Found")
@@ -38,7 +38,7 @@ class Attempt:
     queue_ms: float | None = None
     handed: bool = False
     nobody_waits: bool = False
-    _limit: asyncio.Timeout | None = None
+    _limit: Limit | None = None
     _cut: Cut | None = None
 
     async def until_cut(self, work: Coroutine[Any, Any, _Found]) -> _Found | Cut:
@@ -47,10 +47,10 @@ class Attempt:
             work.close()
             return self._cut
         try:
-            async with asyncio.timeout(max(0.0, self.deadline_in_s)) as self._limit:
+            with Limit(max(0.0, self.deadline_in_s)) as self._limit:
                 return await work
         except TimeoutError:
-            if self._limit is None or not self._limit.expired():
+            if self._limit is None or not self._limit.expired:
                 raise
             return self._cut or Cut.EXPIRED
         finally:
@@ -61,5 +61,5 @@ class Attempt:
         if self._cut is not None:
             return
         self._cut = cut
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time())
+        if self._limit is not None and not self._limit.expired:
+            self._limit.cut()

@@ -7,9 +7,9 @@ from math import inf
 from time import monotonic
 from typing import cast
 
-from shared.backends.deadlines import Deadlines
 from shared.backends.errors import Interrupted, NotSent
 from shared.backends.response import Response
+from shared.deadlines import Deadlines
 
 SETTLE_S = 0.25
 """How long the backend has to close its side, or to end a body whose content is complete."""

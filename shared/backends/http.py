@@ -11,11 +11,11 @@ from time import monotonic
 from typing import cast
 
 from shared.backends.connection import Connection
-from shared.backends.deadlines import Deadlines
 from shared.backends.errors import Interrupted, NotSent
 from shared.backends.names import Lookup, Names, look_up
 from shared.backends.response import Response
 from shared.backends.target import Target, target_of
+from shared.deadlines import Deadlines
 
 _MOST_TARGETS = 1024
 

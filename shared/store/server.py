@@ -36,7 +36,7 @@ _ENVIRON = {
     # Redis 7.2 won't start under a locale that isn't installed; a remote shell may bring one along.
     "LC_ALL": "C",
     # The wheel's server has the C library's allocator, and a script more small pieces at a time than glibc
-    # keeps at hand by default (7 of a size): a twelfth of its instructions. Other allocators don't look at it.
+    # keeps at hand by default (7 of a size): a twelfth of its instructions. Others don't look at it.
     "GLIBC_TUNABLES": "glibc.malloc.tcache_count=512",
 }
 _RELEASE_S = 1.0

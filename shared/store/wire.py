@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
+from time import monotonic
 from typing import Any, cast
 
 import hiredis
@@ -23,6 +25,8 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from shared.limit import deadlines
 
 Word = str | bytes | int
 BROKEN = (RedisConnectionError, RedisTimeoutError)
@@ -75,7 +79,7 @@ class Wires:
             await wire.aclose()
 
     def _best(self) -> _Wire:
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         for wire in self._wires:
             if now - wire.waits_since(now) < _SLOW_S:
                 return wire
@@ -232,45 +236,45 @@ class _Wire:
 
 
 class Replies(asyncio.Protocol):
-    """Hands every reply to the call that waits for it."""
+    """Hands every reply to the call that waits for it.
+
+    ``due`` is when the oldest of them has waited for too long: then the connection is of no use any more.
+    """
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(encoding="utf-8", errors="backslashreplace", notEnoughData=_NO_MORE)
-        self._calls: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._calls: deque[tuple[asyncio.Future[Any], float, float]] = deque()
         self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
+        self._deadlines = deadlines()
         self.closed = False
+        self.due = inf
 
     def oldest(self, now: float) -> float:
         return self._calls[0][1] if self._calls else now
 
     async def send(self, command: bytes, timeout_s: float | None = None) -> Any:
-        """One command and its reply; after ``timeout_s`` the connection is of no use any more."""
+        """One command and its reply, to be there in ``timeout_s``."""
         if self.closed or self._transport is None:
             raise RedisConnectionError("the connection to Redis is closed")
         reply: asyncio.Future[Any] = self._loop.create_future()
-        self._calls.append((reply, self._loop.time()))
+        now = monotonic()
+        due = inf if timeout_s is None else now + timeout_s
+        self._calls.append((reply, now, due))
+        if len(self._calls) == 1:
+            self.due = due
+            self._deadlines.sooner(due)
         self._unsent.append(command)
         if len(self._unsent) == 1:
             # A write costs more than a call: what else is asked for in this turn of the loop goes with it.
             self._loop.call_soon(self._flush)
-        limit = None if timeout_s is None else self._loop.call_later(timeout_s, self._overdue, reply)
-        try:
-            found = await reply
-        except asyncio.CancelledError:
-            raise  # the alarm stays: nobody else may be waiting on a connection that is silent
-        except BaseException:
-            if limit is not None:
-                limit.cancel()
-            raise
-        if limit is not None:
-            limit.cancel()
-        return found
+        # Whoever leaves stays among the calls: nobody else may be waiting on a connection that is silent.
+        return await reply
 
-    def _overdue(self, reply: asyncio.Future[Any]) -> None:
-        if any(one is reply for one, _ in self._calls):
-            self.drop(RedisTimeoutError("Redis did not answer in time"))
+    def overdue(self) -> None:
+        """Its oldest call has waited for too long."""
+        self.drop(RedisTimeoutError("Redis did not answer in time"))
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
@@ -279,20 +283,24 @@ class Replies(asyncio.Protocol):
 
     def close(self) -> None:
         """Close it now."""
-        self.drop(RedisConnectionError("closed"))
+        self.drop()
 
-    def drop(self, error: Exception) -> None:
+    def drop(self, error: Exception | None = None) -> None:
         """Close it now; whoever waits is told ``error``."""
+        error = error or RedisConnectionError("closed")
         self.closed = True
+        self.due = inf
+        self._deadlines.forget(self)
         if self._transport is not None:
             self._transport.abort()
         calls, self._calls = self._calls, deque()
-        for reply, _ in calls:
+        for reply, _, _ in calls:
             if not reply.done():
                 reply.set_exception(error)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
+        self._deadlines.watch(self)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -310,7 +318,9 @@ class Replies(asyncio.Protocol):
         if not self._calls:
             self.drop(RedisConnectionError(f"Redis said unasked: {found}"))
             return
-        reply, _ = self._calls.popleft()
+        reply, _, _ = self._calls.popleft()
+        self.due = due = self._calls[0][2] if self._calls else inf
+        self._deadlines.sooner(due)
         if reply.done():
             return  # whoever asked waits no more
         if isinstance(found, hiredis.ReplyError):

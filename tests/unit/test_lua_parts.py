@@ -85,7 +85,7 @@ def test_every_constant_is_written_in(name: str) -> None:
 
 def test_constants_and_what_is_around_a_key_are_literals() -> None:
     text = "redis.call('SET', key('job', id), KEEP.jobs, STATE.dead, GROUP_OF, x.K.y, 'it''s')"
-    constants = {"KEEP.jobs": 5, "STATE.dead": "it's \\ over", "GROUP": "g"}
+    constants: dict[str, str | int] = {"KEEP.jobs": 5, "STATE.dead": "it's \\ over", "GROUP": "g"}
     assert written_in(text, constants, lambda name: (f"{name}:", ":x")) == (
         "redis.call('SET', key('job:', ':x', id), 5, 'it\\'s \\\\ over', GROUP_OF, x.K.y, 'it''s')"
     )

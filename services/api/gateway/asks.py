@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
@@ -22,6 +21,7 @@ from services.api.gateway.room import Share
 from services.api.request_id import request_id_of
 from shared.config import Settings
 from shared.jobs import ANY_AGENT, AUTO
+from shared.limit import Limit
 from shared.states import Mode
 from shared.store.records import NewJob
 
@@ -85,7 +85,7 @@ async def read_ask(
     """Read a request whole; raises ``Refusal`` (400, 408, 413, 431, 503), and ``ClientLeft``."""
     headers = _headers(scope)
     try:
-        async with asyncio.timeout(within_s):
+        with Limit(within_s):
             raw = await _read_body(receive, headers.get(b"content-length", ""), limit, share)
     except TimeoutError:
         raise refusals.too_slow(within_s) from None

@@ -29,6 +29,7 @@ from shared.backends.completion import Completion
 from shared.backends.errors import BackendError, Rejected
 from shared.canonical import log_dispatch
 from shared.errors import StoreUnavailable
+from shared.limit import Limit
 from shared.persist import persist
 from shared.states import JobState
 from shared.store.records import CancelOutcome, FailOutcome, Failure, FinishOutcome
@@ -49,7 +50,7 @@ class Exchange:
         self._ask = ask
         self._started = started
         self._line = Line(new_job_id(), self.cut)
-        self._limit: asyncio.Timeout | None = None
+        self._limit: Limit | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._cut: Cut | None = None
         self._settled = False
@@ -68,9 +69,9 @@ class Exchange:
 
     def cut(self, cut: Cut) -> None:
         """End it before its answer is complete."""
-        if self._limit is not None and self._cut is None and not self._limit.expired():
+        if self._limit is not None and self._cut is None and not self._limit.expired:
             self._cut = cut
-            self._limit.reschedule(asyncio.get_running_loop().time())
+            self._limit.cut()
 
     def attend(self, now: float) -> None:
         """See to a client that leaves or waits for long; to be called every moment (``now``: monotonic)."""
@@ -96,14 +97,14 @@ class Exchange:
     async def _run(self) -> None:
         jobs = self._parts.settings.jobs
         try:
-            async with asyncio.timeout(self._ask.deadline_s or jobs.deadline_s) as limit:
+            with Limit(self._ask.deadline_s or jobs.deadline_s) as limit:
                 self._limit = limit
                 try:
                     completion = await self._serve()
                 finally:
                     self._limit = None  # what is over can't be cut any more
         except TimeoutError:
-            if not limit.expired():
+            if not limit.expired:
                 raise
             await self._end_by(self._cut or Cut.DEADLINE)
         except JobEnded as over:

@@ -13,6 +13,7 @@ from services.api.gateway.parts import Parts
 from services.api.gateway.redis_away import STORE_TIMEOUT_S
 from shared.canonical import log_decision
 from shared.errors import StoreUnavailable
+from shared.limit import Limit
 from shared.store.records import SubmitOutcome
 
 
@@ -25,7 +26,7 @@ async def submit(parts: Parts, ask: Ask, line: Line) -> None:
     job = attached_job(ask, settings, line.job_id, parts.holder)
     asked_at = time.monotonic()
     try:
-        async with asyncio.timeout(STORE_TIMEOUT_S):
+        with Limit(STORE_TIMEOUT_S):
             turn = ask.stream and await parts.turns.take()
             try:
                 submitted, start = await parts.fast.submit(job, bound=settings.queue.bound)

@@ -11,5 +11,5 @@ local entry = cjson.decode(o.entry)
 entry.created_ms = NOW
 redis.call('HSET', K.api_keys, o.name, cjson.encode(entry))
 redis.call('HDEL', K.api_keys_used, o.name)
-xadd('control', 'api_key.created', {'name', o.name}, {'role', entry.role, 'key_id', o.id})
+xadd(K.control, KEEP.control, 'api_key.created', {'name', o.name}, {'role', entry.role, 'key_id', o.id})
 return 'CREATED'

@@ -7,5 +7,5 @@ if entry.revoked_ms then return 'REVOKED' end
 entry.revoked_ms = NOW
 entry.hash = nil
 redis.call('HSET', K.api_keys, ARGV[1], cjson.encode(entry))
-xadd('control', 'api_key.revoked', {'name', ARGV[1]}, {'role', entry.role, 'key_id', entry.id})
+xadd(K.control, KEEP.control, 'api_key.revoked', {'name', ARGV[1]}, {'role', entry.role, 'key_id', entry.id})
 return 'REVOKED'
