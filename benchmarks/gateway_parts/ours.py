@@ -34,7 +34,7 @@ def start_stack(bench: Bench, name: str, backend: str) -> tuple[int, Mapping[str
     directory.mkdir()
     redis = EmbeddedRedis(redis_port, directory / "redis")
     parts: dict[str, ChildProcess] = {"redis": bench.keep(redis, redis.start)}
-    port, environ = configured(directory, redis.url, [registration("stub", bench.stub_port, backend)])
+    port, environ = configured(directory, redis.local_url, [registration("stub", bench.stub_port, backend)])
     for service in SERVICES:
         parts[service] = start_service(bench, service, f"{name}-{service}", environ)
     await_resident(port, parts)

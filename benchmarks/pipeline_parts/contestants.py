@@ -141,7 +141,7 @@ def _ours(place: Place, backend: str) -> Running:
     directory = place.bench.directory / f"us-{time.monotonic_ns()}"
     directory.mkdir()
     models = [registration("stub", place.bench.stub_port, backend)]
-    port, environ = configured(directory, place.redis.url, models)
+    port, environ = configured(directory, place.redis.local_url, models)
 
     def start(name: str) -> ChildProcess:
         return start_service(place.bench, name.partition("-")[0], f"{directory.name}-{name}", environ)
@@ -157,7 +157,7 @@ def _peer(name: str, worker: Sequence[str], ledger: Callable[[Redis], Ledger]) -
         programs = installed(place.bench.peers, "pipeline", "-r", str(REQUIREMENTS), mark=wanted)
         (port,) = free_ports(1)
         environ = {
-            "BENCH_REDIS_URL": place.redis.url,
+            "BENCH_REDIS_URL": place.redis.local_url,
             "BENCH_BACKEND_URL": f"http://127.0.0.1:{place.bench.stub_port}",
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",

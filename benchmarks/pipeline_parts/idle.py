@@ -25,7 +25,7 @@ def idle_cost(place: Place, seconds: float, warm_up_s: float = WARM_UP_S) -> tup
         directory.mkdir()
         gpu, cards, source = gpu_section(directory)
         models = [registration(name, _backend(here, name)) for name in NAMES]
-        port, environ = configured(directory, here.redis.url, models, gpu)
+        port, environ = configured(directory, here.redis.local_url, models, gpu)
         parts: dict[str, ChildProcess] = {"redis": here.redis}
         for service in SERVICES:
             parts[service] = start_service(here.bench, service, f"idle-{service}", {**environ, **cards})

@@ -96,9 +96,9 @@ def _run(
     logs = _logs(settings)
     redis = _redis(settings, logs)
     require_api_port(settings)
-    wanted, settings = settings, _placed(settings, {})
+    wanted, settings = settings, _placed(settings, {}, redis)
     effective = write_effective(settings, DATA / "effective.yaml")
-    followed = FollowedFile(wanted, environ, _rewrite(wanted, settings, effective))
+    followed = FollowedFile(wanted, environ, _rewrite(wanted, settings, effective, redis))
     chosen = services(settings)
     child_environ = _child_environ(environ, effective)
     processes = [
@@ -124,18 +124,25 @@ def _run(
     ).run(announce)
 
 
-def _placed(settings: Settings, moved: Mapping[int, int]) -> Settings:
-    """What the children are to have: free ports for what is simulated, and a format for their logs."""
+def _placed(settings: Settings, moved: Mapping[int, int], redis: EmbeddedRedis | None) -> Settings:
+    """What the children are to have: free ports for what is simulated, a format for their logs, the shortest
+    way to a Redis of ours.
+    """
     if summary.simulates(settings):
         settings, moves = move_simulator(settings, moved)
         for move in moves:
             logger.warning(move)
     # The output of the children goes to files: only here is known whether a person at a terminal reads them.
     logged = settings.log.model_copy(update={"format": log.chosen_format(settings.log)})
-    return settings.model_copy(update={"log": logged})
+    if redis is None:
+        return settings.model_copy(update={"log": logged})
+    reached = settings.redis.model_copy(update={"url": redis.local_url})
+    return settings.model_copy(update={"log": logged, "redis": reached})
 
 
-def _rewrite(wanted: Settings, placed: Settings, effective: Path) -> Callable[[Settings], None]:
+def _rewrite(
+    wanted: Settings, placed: Settings, effective: Path, redis: EmbeddedRedis | None
+) -> Callable[[Settings], None]:
     """Writes changed settings; what is simulated stays on the ports that it has got."""
     moved = {wanted.simulator.port: placed.simulator.port}
     current = wanted
@@ -146,7 +153,7 @@ def _rewrite(wanted: Settings, placed: Settings, effective: Path) -> Callable[[S
         moved.update(
             {one.port: other.port for one, other in pairs if one.simulated and one.port and other.port}
         )
-        current, placed = changed, _placed(changed, moved)
+        current, placed = changed, _placed(changed, moved, redis)
         write_effective(placed, effective)
 
     return write

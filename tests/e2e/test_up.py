@@ -59,7 +59,9 @@ async def test_children_read_the_settings_from_one_file_and_from_nowhere_else(st
         "router runs with ORCH_CONFIG ORCH_HOST_NAME\n" in (up.directory / "data/logs/router.out").read_text()
     )
     path = up.directory / "data/effective.yaml"
-    assert config.load({"ORCH_CONFIG": str(path)}).api.max_wait_s == 77
+    read = config.load({"ORCH_CONFIG": str(path)})
+    assert read.api.max_wait_s == 77
+    assert str(read.redis.url).startswith("unix://"), "the shortest way to the embedded Redis"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import stat
 import subprocess
 import sys
 from asyncio.subprocess import PIPE
@@ -14,7 +15,9 @@ import pytest
 
 from shared.errors import ConfigError, StoreUnavailable
 from shared.store import raw
+from shared.store.client import connect_commands
 from shared.store.server import EmbeddedRedis, ServerBinary, find_server
+from shared.store.wire import packed
 from tests.kit.redis_fixture import free_port, redis_reply
 from tests.kit.waiting import wait_until
 
@@ -85,6 +88,37 @@ def test_a_restart_keeps_port_and_data(tmp_path: Path) -> None:
         redis_reply(redis.url, "SET", "kept", "yes")
         redis.restart()
         assert redis_reply(redis.url, "GET", "kept") == b"yes"
+
+
+@pytest.mark.parametrize("name", ["plain", "with a space", "me@home", "50 %", "größer"])
+async def test_its_own_processes_reach_it_by_a_socket_that_others_cannot_use(
+    tmp_path: Path, name: str
+) -> None:
+    with EmbeddedRedis(free_port(), tmp_path / name) as redis:
+        assert redis.local_url.startswith("unix://")
+        redis_reply(redis.url, "SET", "here", "yes")
+        assert redis_reply(redis.local_url, "GET", "here") == b"yes"
+        client = connect_commands(redis.local_url, "test", fail_fast=True)
+        try:
+            assert await client.get("here") == "yes"
+            assert await client.send(packed("GET", "here")) == "yes"
+        finally:
+            await client.aclose()
+        (found,) = (tmp_path / name).glob("*.sock")
+        assert stat.S_IMODE(found.stat().st_mode) == 0o700
+        redis.kill()  # which leaves the socket's name behind
+        redis.start()
+        assert redis_reply(redis.local_url, "GET", "here") == b"yes"
+
+
+@pytest.mark.parametrize("directory", ["d" * 120, "taken/by/a/file"])
+def test_where_there_can_be_no_socket_its_port_is_used(tmp_path: Path, directory: str) -> None:
+    (tmp_path / "taken").touch()
+    redis = EmbeddedRedis(free_port(), tmp_path / directory)
+    assert redis.local_url == redis.url
+    if not directory.startswith("taken"):
+        with redis:
+            assert redis_reply(redis.local_url, "PING") == raw.Status(b"PONG")
 
 
 def test_it_keeps_a_log_evicts_nothing_and_listens_on_loopback_only(redis_url: str) -> None:
