@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from services.api.gateway.room import Share
 from services.api.request_id import request_id_of
 from shared.config import Settings
 from shared.jobs import ANY_AGENT, AUTO
+from shared.json_text import compact
 from shared.limit import Limit
 from shared.states import Mode
 from shared.store.records import NewJob
@@ -37,7 +37,6 @@ WITHIN_S = 60.0
 _AGENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _HEADERS = frozenset({b"x-agent-type", b"x-priority", b"x-mode", b"x-deadline-s", b"content-length"})
-_AS_JSON = json.JSONEncoder(ensure_ascii=False).encode
 _SET_BY_US = frozenset({"model", "stream", "stream_options"})
 
 
@@ -277,4 +276,4 @@ def _prompt_tokens(ask: Ask) -> int:
         return max(1, len(given) // _CHARS_PER_TOKEN)
     if isinstance(given[0] if isinstance(given, list) else None, int):
         return len(given)  # tokens already
-    return max(1, len(_AS_JSON(given)) // _CHARS_PER_TOKEN)
+    return max(1, len(compact(given).decode()) // _CHARS_PER_TOKEN)

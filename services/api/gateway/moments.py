@@ -13,17 +13,19 @@ class Moments:
 
     def __init__(self, length_s: float = MOMENT_S) -> None:
         self._length_s = length_s
-        self._end: asyncio.Event | None = None
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def wait(self) -> None:
         """Until the end of this moment."""
-        end = self._end
-        if end is None:
-            end = self._end = asyncio.Event()
-            asyncio.get_running_loop().call_later(self._length_s, self._over)
-        await end.wait()
+        loop = asyncio.get_running_loop()
+        end = loop.create_future()
+        self._waiting.append(end)
+        if len(self._waiting) == 1:
+            loop.call_later(self._length_s, self._over)
+        await end
 
     def _over(self) -> None:
-        end, self._end = self._end, None
-        if end is not None:
-            end.set()
+        waiting, self._waiting = self._waiting, []
+        for end in waiting:
+            if not end.done():
+                end.set_result(None)
