@@ -14,13 +14,13 @@ VLLM := .venv-vllm
 up: $(INSTALLED)
 	@$(if $(CONFIG),ORCH_CONFIG='$(CONFIG)') exec $(BIN)/python -m services.up
 
-# Without ARGS in two runs side by side: one mostly computes, the other mostly waits. The first one's report comes last.
+# Without ARGS in two runs side by side, about as long as each other: tests mostly wait. The first one's report comes last.
 test: $(TOOLS)
 ifeq ($(strip $(ARGS)),)
 	@report=$$(mktemp); \
-	nice -n 10 $(BIN)/python -m pytest tests/unit tests/contract > "$$report" 2>&1 & \
+	nice -n 5 $(BIN)/python -m pytest tests/unit tests/contract tests/integration > "$$report" 2>&1 & \
 	side=$$!; \
-	$(BIN)/python -m pytest tests/chaos tests/e2e tests/integration; main=$$?; \
+	$(BIN)/python -m pytest tests/chaos tests/e2e; main=$$?; \
 	wait $$side; aside=$$?; \
 	cat "$$report"; rm -f "$$report"; \
 	exit $$((main ? main : aside))
