@@ -354,6 +354,48 @@ async def test_a_long_one_is_accepted_for_a_whole_lease(store: Store) -> None:
             await parts.dispatcher.drain(0)
 
 
+async def test_a_router_that_redis_cannot_hear_stops_before_another_may_run_it(store: Store) -> None:
+    """Nobody else runs it until its first lease and the grace are over: 6 s here; it stops at 4.5."""
+    settings = parse({"router": {"lease_s": 6}}, "test")
+    async with (
+        faulty_server(SSE_HEAD, chunk("one"), end="hang") as backend,
+        FaultProxy(store.url) as proxy,
+        open_store(proxy.url, fail_fast=True) as cut_off,
+    ):
+        await _hand_over(store, backend.url)
+        parts = router_parts(cut_off, settings, ROUTER)
+        keeping = asyncio.create_task(parts.dispatcher.run())
+        try:
+            entry = await _entry(store)
+            proxy.spoil(Fault.BLACKHOLE, name="EVALSHA", times=1_000)
+            parts.handover.take(entry, in_doubt=False)
+            await asyncio.wait_for(backend.left.wait(), 30)
+            assert await store.jobs.sweep(grace_ms=3_000) == []
+        finally:
+            await end(keeping)
+    fields = (await store.job()).fields
+    assert (fields["state"], fields["router"]) == ("running", "")
+    assert (await store.jobs.sweep(grace_ms=-10_000)) == ["j1"]
+    await store.finish("j1", (await store.claim("j1", "n2")).attempt)
+
+
+async def test_with_the_shortest_lease_what_runs_stays_its_routers(store: Store) -> None:
+    shortest_s = 1.0
+    async with faulty_server(SSE_HEAD, chunk("one"), end="hang") as backend:
+        await _hand_over(store, backend.url)
+        async with _router(store, {"router": {"lease_s": shortest_s}}) as parts:
+            leases = set[float]()
+
+            async def renewed_often() -> bool:
+                leases.add(await store.redis.zscore(store.keys.static("leases"), "j1") or 0.0)
+                assert await store.jobs.sweep(grace_ms=500) == []
+                return len(leases) > 8  # over two leases long
+
+            await wait_until(renewed_often, "its lease is renewed again and again")
+            assert (await store.job()).fields["attempt"] == "1"
+            await parts.dispatcher.drain(0)
+
+
 @pytest.mark.parametrize("torn", ["url", "deadline_ms", "backend"])
 async def test_an_entry_that_says_too_little_leaves_its_job_to_the_sweep(store: Store, torn: str) -> None:
     await _hand_over(store)
