@@ -1,4 +1,4 @@
-"""Every Redis key name, once: Python formats them from here and the Lua prelude is generated from here."""
+"""Every Redis key name, once: Python formats them from here and they are written into the Lua scripts from here."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def claim_order(
         ),
         fields={
             **told.job,
-            "decision_code": decision.code,
+            "decision_code": str(decision.code),
             "decision_reason": decision.reason,
             "decision_estimated_duration_ms": estimate,
         },
@@ -82,7 +82,7 @@ def grant_of(
         upstream_name=model.upstream_name,
         api_key_env=api_key_env,
         gpu=",".join(model.gpus),
-        code=decision.code,
+        code=str(decision.code),
         reason=decision.reason,
         estimated_duration_ms=decision.estimated_duration_ms,
         granted_ms=now_ms,
@@ -93,7 +93,7 @@ def decision_line(router: str, decision: Decision, snapshot: Snapshot, request: 
     """The flat fields of one entry in ``orch:decisions``: choice, reason, inputs, score parts."""
     fields: dict[str, str] = {
         "action": decision.action.value,
-        "code": decision.code,
+        "code": str(decision.code),  # an enum's member is slow to write
         "reason": decision.reason,
         "router": router,
     }

@@ -17,16 +17,22 @@ _IN_TIME_S = 45
 """Far more than the work takes, and less than a poll."""
 
 
+_ONE_EACH = {"max_in_flight": 1}
+
+
 @pytest.mark.parametrize(
-    ("router", "slots", "clients"), [({"max_in_flight": 1}, 8, 1), ({"max_in_flight": 1}, 8, 4), ({}, 1, 4)]
+    ("routers", "router", "slots", "clients"),
+    [(1, _ONE_EACH, 8, 1), (1, _ONE_EACH, 8, 4), (1, {}, 1, 4), (2, _ONE_EACH, 8, 4), (2, {}, 1, 4)],
 )
 async def test_none_waits_for_the_poll(
-    tmp_path: Path, redis_url: str, router: Mapping[str, Any], slots: int, clients: int
+    tmp_path: Path, redis_url: str, routers: int, router: Mapping[str, Any], slots: int, clients: int
 ) -> None:
     model = simulated_model("quick", free_ports(1)[0], slots=slots, tokens_per_second=10_000)
     config = simulated_config([model], gpu={"interval_s": _POLL_S}, router={"poll_s": _POLL_S, **router})
     services = ("simulator", "monitor", "router", "api")
     async with running_stack(tmp_path, redis_url, config, services) as stack:
+        for number in range(1, routers):
+            stack.start("router", instance=f"router-{number}")
         async with asyncio.timeout(_IN_TIME_S):
             await asyncio.gather(*(_jobs(stack, 20) for _ in range(clients)), _chats(stack, 20))
 
