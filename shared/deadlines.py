@@ -76,7 +76,9 @@ class Deadlines:
             self._timer = self._loop.call_later(_LATE_S, self._look)
             return
         self._waited = False
-        for item in [item for item in self._watched if item.due <= now]:
-            item.due = inf
-            item.overdue()
-        self._arm(min((item.due for item in self._watched), default=inf))
+        try:
+            for item in [item for item in self._watched if item.due <= now]:
+                item.due = inf
+                item.overdue()
+        finally:  # one that fails must not stop the clock of all
+            self._arm(min((item.due for item in self._watched), default=inf))

@@ -1,4 +1,4 @@
-"""Every Redis key name, once: Python formats them from here and they are written into the Lua scripts from here."""
+"""Every Redis key name, once: Python formats them from here, and the Lua scripts get them from here."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ _deadlines: tuple[asyncio.AbstractEventLoop, Deadlines] | None = None
 def deadlines() -> Deadlines:
     """Those of the running loop."""
     global _deadlines
-    loop = asyncio.get_running_loop()
-    if _deadlines is None or _deadlines[0] is not loop:
-        _deadlines = (loop, Deadlines())
-    return _deadlines[1]
+    loop, known = asyncio.get_running_loop(), _deadlines
+    if known is None or known[0] is not loop:
+        known = _deadlines = (loop, Deadlines())
+    return known[1]
 
 
 class Limit:
@@ -60,7 +60,10 @@ class Limit:
         self._cancelling = task.cancelling()
         self.due = monotonic() + self._seconds
         self._deadlines = deadlines()
-        self._deadlines.watch(self)
+        if self._seconds > 0:
+            self._deadlines.watch(self)
+        else:
+            self.cut()  # at the first wait, not a moment later
         return self
 
     def __exit__(

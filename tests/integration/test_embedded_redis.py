@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -111,14 +112,33 @@ async def test_its_own_processes_reach_it_by_a_socket_that_others_cannot_use(
         assert redis_reply(redis.local_url, "GET", "here") == b"yes"
 
 
-@pytest.mark.parametrize("directory", ["d" * 120, "taken/by/a/file"])
+@pytest.mark.parametrize("directory", ["d" * 120, os.fsdecode(b"no \xff text"), "with/a/directory/there"])
 def test_where_there_can_be_no_socket_its_port_is_used(tmp_path: Path, directory: str) -> None:
-    (tmp_path / "taken").touch()
-    redis = EmbeddedRedis(free_port(), tmp_path / directory)
-    assert redis.local_url == redis.url
-    if not directory.startswith("taken"):
-        with redis:
-            assert redis_reply(redis.local_url, "PING") == raw.Status(b"PONG")
+    (tmp_path / "with/a/directory/there/redis.sock").mkdir(parents=True)
+    with EmbeddedRedis(free_port(), tmp_path / directory) as redis:
+        assert redis.local_url == redis.url
+        assert redis_reply(redis.local_url, "PING") == raw.Status(b"PONG")
+
+
+def test_a_probe_that_was_killed_half_way_does_not_count(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(str(tmp_path / "redis.try"))
+    assert EmbeddedRedis(free_port(), tmp_path).local_url.startswith("unix://")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", [None, "glibc.malloc.check=0"])
+def test_what_the_user_tells_glibc_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if given:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    tells = a_program(tmp_path, "tells", "nothing yet")
+    tells.write_text('#!/bin/sh\necho "$GLIBC_TUNABLES"\n')
+    wanted = ":".join(["glibc.malloc.tcache_count=512", *([given] if given else [])])
+    with pytest.raises(StoreUnavailable, match=f"{re.escape(wanted)}$"):
+        EmbeddedRedis(free_port(), tmp_path / "data", binary=ServerBinary(tells, "8.0.0", "ours")).start()
 
 
 def test_it_keeps_a_log_evicts_nothing_and_listens_on_loopback_only(redis_url: str) -> None:

@@ -27,9 +27,18 @@ async def test_work_that_takes_too_long_ends_with_a_timeout() -> None:
     await asyncio.sleep(0)  # nothing is left that would end what comes behind it
 
 
-async def test_one_that_is_over_already_ends_at_the_first_wait() -> None:
-    with pytest.raises(TimeoutError), Limit(0.0):
-        await asyncio.Event().wait()
+@pytest.mark.parametrize("seconds", [0.0, -5.0])
+async def test_one_that_is_over_already_ends_at_the_first_wait(seconds: float) -> None:
+    turns = list[int]()
+
+    async def work() -> None:
+        for turn in range(1000):
+            turns.append(turn)
+            await asyncio.sleep(0)
+
+    with pytest.raises(TimeoutError), Limit(seconds):
+        await work()
+    assert len(turns) <= 2
 
 
 async def test_the_inner_of_two_ends_first_and_the_outer_goes_on() -> None:

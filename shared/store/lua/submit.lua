@@ -14,7 +14,7 @@ local DECIDED_ON = {model = true, agent_type = true, mode = true, priority = tru
 -- for entries behind its last one once this script is through.)
 local function is_all_read()
   local groups = redis.pcall('XINFO', 'GROUPS', K.requests)
-  if groups.err and not string.find(groups.err, 'no such key', 1, true) then error(groups) end
+  if groups.err and string.find(groups.err, 'WRONGTYPE', 1, true) then error(groups) end
   for _, flat in ipairs(groups) do
     local group = record(flat)
     if group.name == GROUP then
