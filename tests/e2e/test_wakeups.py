@@ -33,8 +33,25 @@ async def test_none_waits_for_the_poll(
     async with running_stack(tmp_path, redis_url, config, services) as stack:
         for number in range(1, routers):
             stack.start("router", instance=f"router-{number}")
-        async with asyncio.timeout(_IN_TIME_S):
-            await asyncio.gather(*(_jobs(stack, 20) for _ in range(clients)), _chats(stack, 20))
+        try:
+            async with asyncio.timeout(_IN_TIME_S):
+                await asyncio.gather(*(_jobs(stack, 20) for _ in range(clients)), _chats(stack, 20))
+        except TimeoutError:
+            pytest.fail(await _standing(stack))
+
+
+async def _standing(stack: Stack) -> str:
+    """How it stands when time is up: a machine that is only slow has ended something a moment ago."""
+    said = [f"now {await stack.redis.time()}"]
+    said += [
+        f"{name} {await stack.redis.zrange(stack.keys.static(name), 0, -1, withscores=True)}"
+        for name in ("live", "leases", "delayed")
+    ]
+    for name in ("events", "wakes", "requests", "decisions"):
+        latest = await stack.redis.xrevrange(stack.keys.static(name), count=6)
+        said.append(f"{name} ({await stack.redis.xlen(stack.keys.static(name))}) {latest}")
+    said += [f"{name}: {stack.output(name)[-1500:]}" for name in ("router", "api")]
+    return "\n".join(said)
 
 
 async def _jobs(stack: Stack, count: int) -> None:
