@@ -142,7 +142,8 @@ def _machine(plan: Plan) -> str:
     rounds = "1 round" if plan.rounds == 1 else f"medians of {plan.rounds} rounds, interleaved over all"
     return (
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
-        f"{os.cpu_count()} cores; {Cores.choose()}; {rounds}; added = less direct in the same round."
+        f"{os.cpu_count()} cores; {Cores.choose()}; {rounds}; "
+        "added = less direct in the same round, ratios within a round."
     )
 
 

@@ -133,7 +133,7 @@ def _machine(plan: Plan) -> str:
     )
     return (
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
-        f"{os.cpu_count()} cores: {where}; {rounds}."
+        f"{os.cpu_count()} cores: {where}; {rounds}; ratios within a round."
     )
 
 

@@ -79,17 +79,31 @@ class Results:
 
     def added(self, measure: str, name: str, value: Value) -> float | None:
         """The median of what a contestant adds to direct in the same round, in ms."""
-        differences: list[float | None] = []
-        for one in self.rounds:
-            samples = one.get(measure, {})
-            if name in samples and "direct" in samples:
-                here, direct = value(samples[name].load), value(samples["direct"].load)
-                differences.append(None if here is None or direct is None else here - direct)
-        return _median(differences)
+        return _median([_added_in(one.get(measure, {}), name, value) for one in self.rounds])
 
     def against(self, measure: str, name: str, other: str, value: Value) -> float | None:
-        """How many times the other's figure."""
-        return ratio(self.figure(measure, name, value), self.figure(measure, other, value))
+        """How many times the other's figure of the same round, the median over the rounds.
+
+        A shared machine changes its speed from one round to the next, much less within one.
+        """
+        return _median(
+            [
+                ratio(_in(one.get(measure, {}), name, value), _in(one.get(measure, {}), other, value))
+                for one in self.rounds
+            ]
+        )
+
+    def added_against(self, measure: str, name: str, other: str, value: Value) -> float | None:
+        """How many times what the other adds in the same round, the median over the rounds."""
+        return _median(
+            [
+                ratio(
+                    _added_in(one.get(measure, {}), name, value),
+                    _added_in(one.get(measure, {}), other, value),
+                )
+                for one in self.rounds
+            ]
+        )
 
     def cpu_ms(self, name: str, measure: str = "json_16") -> dict[str, float]:
         """CPU milliseconds per request by part, medians over the rounds; empty for direct."""
@@ -114,6 +128,16 @@ class Results:
         )
 
 
+def _in(samples: Mapping[str, Sample], name: str, value: Value) -> float | None:
+    """A contestant's figure in one round."""
+    return value(samples[name].load) if name in samples else None
+
+
+def _added_in(samples: Mapping[str, Sample], name: str, value: Value) -> float | None:
+    here, direct = _in(samples, name, value), _in(samples, "direct", value)
+    return None if here is None or direct is None else here - direct
+
+
 @dataclass(frozen=True)
 class Aim:
     """One thing that we want to reach; ``met`` is None where it can't be told."""
@@ -125,7 +149,7 @@ class Aim:
 
 def aims(results: Results, name: str) -> list[Aim]:
     """What the project set itself for its gateway, the nearer and the farther aim."""
-    added = ratio(results.added("json_1", "litellm", p50), results.added("json_1", name, p50))
+    added = results.added_against("json_1", "litellm", name, p50)
     rates = results.against("json_16", name, "litellm", rate)
     chunks = results.against("chunks_32", name, "nginx", tokens)
     found = [

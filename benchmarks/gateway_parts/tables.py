@@ -108,10 +108,13 @@ def _ratios(results: Results) -> list[str]:
         if name == "direct":
             continue
         three = (name, "nginx", "litellm")
-        added = {other: results.added("json_1", other, p50) for other in three}
         cpu = {other: sum(results.cpu_ms(other).values()) or None for other in three}
         rates = [results.against("json_16", name, other, rate) for other in ("direct", "nginx", "litellm")]
-        cells = [ratio(added[name], added["nginx"]), ratio(added["litellm"], added[name]), *rates]
+        cells = [
+            results.added_against("json_1", name, "nginx", p50),
+            results.added_against("json_1", "litellm", name, p50),
+            *rates,
+        ]
         cells += [ratio(cpu[name], cpu["nginx"]), ratio(cpu["litellm"], cpu[name])]
         rows.append(row([label, *map(_times, cells)]))
     return rows

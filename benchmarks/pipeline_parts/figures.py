@@ -68,6 +68,13 @@ class Results:
         known = [found for one in self.samples(cell, name) if (found := value(one.run)) is not None]
         return statistics.median(known) if known else None
 
+    def against(self, cell: Cell, name: str, other: str, value: Value) -> float | None:
+        """How many times the other's figure of the same round, the median over the rounds."""
+        both = [one[cell] for one in self.rounds if {name, other} <= one.get(cell, {}).keys()]
+        found = [ratio(value(one[name].run), value(one[other].run)) for one in both]
+        known = [times for times in found if times is not None]
+        return statistics.median(known) if known else None
+
     def cpu_ms(self, cell: Cell, name: str) -> dict[str, float]:
         """CPU milliseconds a job by part, medians over the rounds."""
         each = [one.cpu_ms_each for one in self.samples(cell, name)]
@@ -112,18 +119,18 @@ _IN_FLIGHT = {"alone": "at 1, rested", "one": "at 1", "many": "at 32"}
 
 
 def _most(results: Results, us: str, cell: Cell) -> Aim:
-    ours, theirs = results.figure(cell, us, rate), results.peers(cell, rate)
+    theirs = results.peers(cell, rate)
     best = max(theirs, key=lambda name: theirs[name], default=None)
-    times = ratio(ours, theirs[best]) if best is not None else None
+    times = results.against(cell, us, best, rate) if best is not None else None
     text = f"jobs/s at 32 with {cell[1]} at least the fastest peer's"
     shown = "-" if times is None or best is None else f"{times:.2f} x {results.labels[best]}"
     return Aim(text, shown, None if times is None else times >= 1)
 
 
 def _least(results: Results, us: str, cell: Cell, shown: str) -> Aim:
-    ours, theirs = results.figure(cell, us, p99), results.peers(cell, p99)
+    theirs = results.peers(cell, p99)
     best = min(theirs, key=lambda name: theirs[name], default=None)
-    times = ratio(ours, theirs[best]) if best is not None else None
+    times = results.against(cell, us, best, p99) if best is not None else None
     said = "-" if times is None or best is None else f"{times:.2f} x {results.labels[best]}"
     text = f"p99 {shown} with {cell[1]} at most the lowest peer's"
     return Aim(text, said, None if times is None else times <= 1)

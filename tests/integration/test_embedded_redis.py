@@ -149,6 +149,7 @@ def test_it_keeps_a_log_evicts_nothing_and_listens_on_loopback_only(redis_url: s
 
     assert setting("appendonly") == b"yes"
     assert setting("appendfsync") == b"everysec"
+    assert setting("auto-aof-rewrite-min-size") == b"268435456"
     assert setting("maxmemory-policy") == b"noeviction"
     assert setting("bind") == b"127.0.0.1"
 

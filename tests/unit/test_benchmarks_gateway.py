@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gateway_parts.figures import Results, Sample, aims, p50
+from benchmarks.gateway_parts.figures import Results, Sample, aims, p50, rate
 from benchmarks.gateway_parts.load import QUICK, Load, LoadFailed, Measure, build, measured
 from benchmarks.gateway_parts.processes import Bench, Cores
 from shared.process import ChildProcess
@@ -172,6 +172,24 @@ def test_what_is_added_is_taken_within_each_round() -> None:
     assert found.added("json_1", "us", p50) == pytest.approx(0.5)
     assert found.figure("json_1", "us", p50) == pytest.approx(3.4)
     assert found.added("json_1", "litellm", p50) is None
+
+
+def test_ratios_are_taken_within_each_round() -> None:
+    """A machine that is twice as slow for a round and half must not make one contestant the slower."""
+    speeds = [(1.0, 2.0), (2.0, 4.0), (4.0, 1.0)]
+    found = results(
+        [
+            {
+                "json_1": {"direct": sample(ms=0.0), "us": sample(ms=us), "litellm": sample(ms=10 * us)},
+                "json_16": {"us": sample(per_s=8 * theirs), "litellm": sample(per_s=theirs)},
+            }
+            for us, theirs in speeds
+        ]
+    )
+    assert found.added_against("json_1", "litellm", "us", p50) == pytest.approx(10.0)
+    assert found.against("json_16", "us", "litellm", rate) == pytest.approx(8.0)
+    assert found.against("json_16", "us", "nginx", rate) is None
+    assert found.added_against("json_16", "us", "litellm", p50) is None
 
 
 def test_cpu_is_told_per_answer_and_by_process() -> None:

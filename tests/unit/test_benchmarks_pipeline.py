@@ -20,7 +20,7 @@ from benchmarks.gateway_parts.load import build
 from benchmarks.gateway_parts.processes import free_ports
 from benchmarks.pipeline import SOURCES
 from benchmarks.pipeline_parts.contestants import CONTESTANTS, REQUIREMENTS
-from benchmarks.pipeline_parts.figures import OURS, Results, aims
+from benchmarks.pipeline_parts.figures import OURS, Results, aims, rate
 from benchmarks.pipeline_parts.measures import QUICK, Run, Sample
 from shared.process import ChildProcess
 from tests.kit.fake_nvml import require_compiler
@@ -204,6 +204,17 @@ def test_we_are_put_beside_the_best_peer_of_each_figure() -> None:
     assert judged["p99 at 1, rested with 1 at most the lowest peer's"] == ("2.00 x streaq 7", False)
     assert judged["POST to backend p50 at 1, rested at most 3 ms"] == ("2.5 ms", True)
     assert judged["jobs/s at 32 with 2 at least 400"] == ("-", None)
+
+
+def test_it_is_within_each_round_that_we_are_put_beside_a_peer() -> None:
+    cell = ("many", 1)
+    rounds = [
+        {cell: {"us": sample(2 * theirs, 1, 1), "streaq": sample(theirs, 1, 1)}} for theirs in (100, 900, 300)
+    ]
+    rounds.append({cell: {"us": sample(5000, 1, 1)}})  # the other failed that time
+    found = Results({"us": "us", "streaq": "streaq 7"}, rounds, {})
+    assert found.against(cell, "us", "streaq", rate) == pytest.approx(2.0)
+    assert found.against(cell, "us", "taskiq", rate) is None
 
 
 def test_cpu_is_told_per_job_and_by_process() -> None:
