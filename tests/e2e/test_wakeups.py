@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.kit.configs import free_ports, simulated_config, simulated_model
-from tests.kit.stack import Stack, running_stack
+from tests.kit.stack import Stack
+from tests.kit.waiting import wait_until
 
 _POLL_S = 60
 _IN_TIME_S = 45
@@ -29,8 +31,13 @@ async def test_none_waits_for_the_poll(
 ) -> None:
     model = simulated_model("quick", free_ports(1)[0], slots=slots, tokens_per_second=10_000)
     config = simulated_config([model], gpu={"interval_s": _POLL_S}, router={"poll_s": _POLL_S, **router})
-    services = ("simulator", "monitor", "router", "api")
-    async with running_stack(tmp_path, redis_url, config, services) as stack:
+    config["redis"] = {"url": redis_url}
+    async with Stack(tmp_path, config) as stack:
+        # The monitor looks once a minute here: what it does not find the first time nobody can use.
+        stack.start("simulator")
+        await wait_until(lambda: _answers(model["port"]), "the model answers")
+        await wait_until(lambda: _answers(config["simulator"]["port"]), "the card answers")
+        await stack.start_all(("monitor", "router", "api"))
         for number in range(1, routers):
             stack.start("router", instance=f"router-{number}")
         try:
@@ -38,6 +45,11 @@ async def test_none_waits_for_the_poll(
                 await asyncio.gather(*(_jobs(stack, 20) for _ in range(clients)), _chats(stack, 20))
         except TimeoutError:
             pytest.fail(await _standing(stack))
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def _standing(stack: Stack) -> str:
